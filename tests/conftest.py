@@ -1,0 +1,20 @@
+"""What every test shares: no network, no ambient configuration, no deadline on slow machines."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any test imports a hub library
+settings.register_profile("saccade", deadline=None, derandomize=True)
+settings.load_profile("saccade")
+
+
+@pytest.fixture(autouse=True)
+def _no_ambient_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's own variables must not change what a test sees."""
+    for name in list(os.environ):
+        if name.startswith("SACCADE_") or name == "WANDB_API_KEY":
+            monkeypatch.delenv(name)
