@@ -1,0 +1,31 @@
+"""The errors a user may meet, each with the exit code the command line returns for it.
+
+Everything else that escapes is a bug (exit code 1, with a traceback). A message says what is
+wrong, where (file, row, key) and what to do.
+"""
+
+from __future__ import annotations
+
+
+class SaccadeError(Exception):
+    """Base of all expected errors; `exit_code` is what `saccade` returns."""
+
+    exit_code = 1
+
+
+class InputError(SaccadeError, ValueError):
+    """The user's input is wrong: a key, a value, a path, a data row."""
+
+    exit_code = 2
+
+
+class OutsideError(SaccadeError, RuntimeError):
+    """Something outside is missing: CUDA, credentials, disk space, quota, a package."""
+
+    exit_code = 3
+
+
+class Preempted(SaccadeError):
+    """The run was asked to stop, saved itself, and continues with the same command."""
+
+    exit_code = 143

@@ -1,0 +1,337 @@
+"""The configuration tree: every knob a run has, one sentence each.
+
+Values flow in from the resolver (packaged defaults < recipe < user YAML < `.training` <
+environment < command line) as one nested mapping and leave as a frozen `Config`. The field
+descriptions are the single source of the key reference, of `saccade config keys` and of error
+hints. Imports pydantic only: no torch, no transformers. Secrets and infrastructure live in
+`.env` (see `training_file.py`), never here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Budget = Annotated[int, Field(ge=1)] | Fraction
+"""Visual tokens to keep per image: an int >= 1 is a count, a float in (0, 1] a share."""
+
+
+class Node(BaseModel):
+    """Base of every config node: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RunConfig(Node):
+    name: str | None = None
+    """Name of the run directory under `run.root`; default: the recipe's name."""
+    root: Path = Path("runs")
+    """Folder that holds all run directories."""
+    seed: NonNegativeInt = 0
+    """Seed of weight initialisation, sample order and generated training scenes."""
+
+
+class ModelConfig(Node):
+    name: str = "tiny"
+    """Base model: `tiny` (ships with saccade), a local folder, or a hub name such as
+    `Qwen/Qwen3-VL-2B-Instruct`."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit) to load."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; `auto` takes CUDA when present, `cuda` fails (exit 3) when it is not."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Weights' number format; `auto` is bfloat16 on CUDA and float32 on CPU."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of the frozen base at inference."""
+    min_pixels: PositiveInt | None = None
+    """Upscale smaller images to this area in pixels; default: the processor's own limit."""
+    max_pixels: PositiveInt | None = None
+    """Downscale larger images to this area in pixels; default: the processor's own limit."""
+
+
+class ArchConfig(Node):
+    """Shape of a Qwen3-VL built from scratch (recipe `tiny-base` only)."""
+
+    hidden_size: PositiveInt = 96
+    """Width of the language model."""
+    layers: PositiveInt = 3
+    """Decoder layers of the language model."""
+    heads: PositiveInt = 4
+    """Query heads of the language model; key-value heads are half of them."""
+    head_dim: PositiveInt = 32
+    """Width of one attention head (M-RoPE splits half of it over time, height and width)."""
+    vision_hidden_size: PositiveInt = 64
+    """Width of the vision tower."""
+    vision_layers: PositiveInt = 2
+    """Blocks of the vision tower."""
+    vision_heads: PositiveInt = 2
+    """Heads of the vision tower."""
+    patch_size: PositiveInt = 8
+    """Side of one patch in pixels; 2x2 patches are merged into one visual token (one cell)."""
+    deepstack_layers: list[NonNegativeInt] = [0]
+    """Vision blocks whose features are added to the first decoder layers (DeepStack)."""
+    vocab_size: PositiveInt = 480
+    """Entries of the byte-level BPE tokenizer trained on the recipe's own questions."""
+
+
+class SelectorConfig(Node):
+    """Which visual tokens to keep and how to learn it (recipe `relevance`)."""
+
+    keep: Budget = 0.25
+    """Visual tokens kept per image: a share in (0, 1] (1.0 keeps all) or a count (1 is one)."""
+    min_tokens: PositiveInt = 1
+    """Never keep fewer visual tokens than this per image."""
+    max_tokens: PositiveInt | None = None
+    """Never keep more visual tokens than this per image."""
+    placement: Literal["features"] = "features"
+    """Where tokens are dropped: `features` = after the vision tower, before the language model."""
+    width: PositiveInt = 192
+    """Width of the selector's own layers; 192 gives about 2M parameters at Qwen3-VL-2B width."""
+    heads: PositiveInt = 8
+    """Question probes that are matched with every cell (participation)."""
+    question_layers: NonNegativeInt = 1
+    """Transformer layers that put question tokens in context before probing."""
+    scores: list[Literal["information", "salience", "participation"]] = [
+        "information",
+        "salience",
+        "participation",
+    ]
+    """Scores that take part in the balance; leaving one out is the ablation."""
+    tensions: bool = True
+    """Learn the three opponent tensions (compress/particularise, exploit/explore,
+    focus/diversify); off = neutral constants."""
+    temperature: Annotated[float, Field(gt=0.0)] = 0.3
+    """Softness of the soft top-K used for the backward pass."""
+    keep_curriculum: Annotated[list[Fraction], Field(min_length=1)] = [0.25, 0.1, 0.05]
+    """Shares drawn at random per training batch, so one selector serves many budgets; a single
+    value trains for that budget only."""
+    distill_weight: NonNegative = 1.0
+    """Weight of the distillation loss towards the base model's own question-to-image attention."""
+    distill_steps: NonNegativeInt = 60
+    """Steps of pure distillation before the gate's own loss is switched on (warm start)."""
+
+
+class ScenesSource(Node):
+    """Scenes drawn on the fly from (seed, split, index); no files."""
+
+    type: Literal["scenes"] = "scenes"
+    """Kind of source."""
+    split: Literal["train", "validation", "test"] = "train"
+    """Disjoint streams of scenes: the same index in another split is another scene."""
+    scenes: PositiveInt = 4000
+    """Number of scenes (images)."""
+    questions: PositiveInt = 4
+    """Questions asked per scene."""
+    kinds: list[Literal["color", "shape", "digit", "word", "count", "relation"]] = [
+        "color", "shape", "digit", "word", "count", "relation",
+    ]  # fmt: skip
+    """Question kinds to ask."""
+    min_cells: PositiveInt = 196
+    """Smallest scene area in merged cells (visual tokens)."""
+    max_cells: PositiveInt = 324
+    """Largest scene area in merged cells (visual tokens)."""
+    cell_pixels: PositiveInt = 16
+    """Side of one cell in pixels; equals patch size x merge size of the model."""
+    min_objects: PositiveInt = 9
+    """Fewest objects per scene."""
+    max_objects: PositiveInt = 14
+    """Most objects per scene."""
+    half_size_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the scenes shrunk to half size, a quarter of the cells (training a base that
+    copes with resized images)."""
+    seed: NonNegativeInt = 0
+    """Seed of the stream of scenes."""
+
+
+class JsonlSource(Node):
+    """One JSON object per line; column names are mapped below."""
+
+    type: Literal["jsonl"]
+    """Kind of source."""
+    path: Path
+    """The .jsonl (or .json list) file."""
+    image_root: Path | None = None
+    """Folder that image paths are relative to; default: the file's own folder."""
+    image_format: str = "{}"
+    """How a cell of the image column becomes a path, e.g. `images/{}.png`."""
+    columns: dict[Literal["id", "image", "question", "answer", "kind"], str | int] = {}
+    """Column (name, or position in a list row) for each field; default: the field's own name."""
+    limit: PositiveInt | None = None
+    """Use only the first rows."""
+
+
+class ParquetSource(Node):
+    """A parquet file; images as paths, bytes or {bytes, path} structs."""
+
+    type: Literal["parquet"]
+    """Kind of source."""
+    path: Path
+    """The .parquet file or a folder of them."""
+    image_root: Path | None = None
+    """Folder that image paths are relative to; default: the file's own folder."""
+    columns: dict[Literal["id", "image", "question", "answer", "kind"], str] = {}
+    """Column name for each field; default: the field's own name."""
+    limit: PositiveInt | None = None
+    """Use only the first rows."""
+
+
+class FolderSource(Node):
+    """A folder of images with an index file (`index.jsonl`, `index.json` or `index.csv`)."""
+
+    type: Literal["folder"]
+    """Kind of source."""
+    path: Path
+    """The folder."""
+    index: str | None = None
+    """Index file inside the folder; default: the first of index.jsonl, index.json, index.csv,
+    metadata.jsonl, metadata.csv, questions.json."""
+    image_format: str = "{}"
+    """How a cell of the image column becomes a path below the folder, e.g. `images/{}.png`."""
+    columns: dict[Literal["id", "image", "question", "answer", "kind"], str | int] = {}
+    """Column (name, or position in a list row) for each field; default: the field's own name."""
+    limit: PositiveInt | None = None
+    """Use only the first rows."""
+
+
+class HubSource(Node):
+    """A dataset on the Hugging Face hub, or a local folder in hub layout."""
+
+    type: Literal["hub"]
+    """Kind of source."""
+    name: str
+    """Dataset name, e.g. `HuggingFaceM4/VQAv2`, or a local dataset folder."""
+    subset: str | None = None
+    """Configuration (subset) of the dataset."""
+    split: str = "train"
+    """Split, slices allowed (`train[:1000]`)."""
+    revision: str | None = None
+    """Hub revision to load."""
+    columns: dict[Literal["id", "image", "question", "answer", "kind"], str] = {}
+    """Column name for each field; default: the field's own name."""
+    limit: PositiveInt | None = None
+    """Use only the first rows."""
+
+
+Source = Annotated[
+    ScenesSource | JsonlSource | ParquetSource | FolderSource | HubSource,
+    Field(discriminator="type"),
+]
+
+
+class DataConfig(Node):
+    train: Source = ScenesSource()
+    """Samples to train on."""
+    eval: Source = ScenesSource(split="test", scenes=150, questions=4)
+    """Held-out samples for `saccade eval` and `saccade compare`."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What a broken row does while training: stop with its name, or skip it with a warning."""
+
+
+class TrainingConfig(Node):
+    steps: PositiveInt = 200
+    """Optimizer steps in all."""
+    batch_size: PositiveInt = 16
+    """Samples per forward pass and process."""
+    accumulation: PositiveInt = 1
+    """Forward passes per optimizer step."""
+    learning_rate: Annotated[float, Field(gt=0.0)] = 2e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled weight decay of matrices (never of gains, biases or embeddings)."""
+    beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.99
+    """Second-moment decay of AdamW."""
+    warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    """Share of the steps over which the learning rate rises from zero."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Learning-rate decay after the warm-up."""
+    max_grad_norm: NonNegative = 1.0
+    """Clip the global gradient norm to this; 0 switches clipping off."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Autocast of the training step; `auto` is bf16 on CUDA, fp32 on CPU."""
+    save_every: PositiveInt = 50
+    """Steps between checkpoints (the guarantee against preemption)."""
+    keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints kept; at least 2, so a damaged one has a predecessor."""
+    eval_every: NonNegativeInt = 0
+    """Steps between held-out evaluations during training; 0 evaluates only at the end."""
+    eval_samples: PositiveInt = 128
+    """Held-out samples scored by an evaluation during training."""
+    log_every: PositiveInt = 1
+    """Steps between loss events."""
+    workers: NonNegativeInt = 0
+    """Data-loading processes."""
+    threads: NonNegativeInt = 0
+    """CPU threads for torch; 0 takes the idle cores."""
+
+    @model_validator(mode="after")
+    def _two_checkpoints(self) -> TrainingConfig:
+        if self.keep_checkpoints < 2:
+            raise ValueError("keep_checkpoints must be at least 2: the newest may be damaged")
+        return self
+
+
+class TinyBaseConfig(Node):
+    """What only the recipe `tiny-base` reads."""
+
+    start: Literal["scratch", "model"] = "scratch"
+    """Initial weights: `scratch` builds `arch` at random, `model` continues from `model.name`."""
+    cell_loss_weight: NonNegative = 1.0
+    """Weight of the auxiliary loss that names each cell's content from its visual token."""
+    look_loss_weight: NonNegative = 0.5
+    """Weight of the auxiliary loss that draws the middle layer's attention to the answer's cells."""
+    small_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.35
+    """Share of the steps trained on small scenes before the full size (curriculum)."""
+    small_cells: PositiveInt = 80
+    """Area in cells of the small scenes."""
+    small_objects: PositiveInt = 4
+    """Objects in the small scenes."""
+    export: Path | None = None
+    """Write the finished model, tokenizer and card to this folder."""
+
+
+class EvalConfig(Node):
+    keep: Annotated[list[Budget], Field(min_length=1)] = [0.25, 0.1, 0.05]
+    """Budgets of `saccade compare`."""
+    arms: list[str] = [
+        "trained", "full", "random", "grid", "pool", "resize", "saliency",
+        "information", "salience", "participation",
+    ]  # fmt: skip
+    """Selectors that `saccade compare` measures (see `saccade compare --help`)."""
+    samples: PositiveInt = 400
+    """Held-out samples scored per arm and budget."""
+    batch_size: PositiveInt = 16
+    """Samples per forward pass."""
+    max_new_tokens: PositiveInt = 8
+    """Longest answer generated."""
+    seeds: PositiveInt = 3
+    """Repetitions of the arms that draw at random."""
+
+
+class TrackingConfig(Node):
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """W&B logging; `auto` is online with WANDB_API_KEY, off without."""
+    project: str = "saccade"
+    """W&B project."""
+    entity: str | None = None
+    """W&B user or team."""
+
+
+class Config(Node):
+    """The whole configuration of one run."""
+
+    recipe: Literal["relevance", "tiny-base"] = "relevance"
+    """What is trained."""
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    arch: ArchConfig = ArchConfig()
+    selector: SelectorConfig = SelectorConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    tiny_base: TinyBaseConfig = TinyBaseConfig()
+    eval: EvalConfig = EvalConfig()
+    tracking: TrackingConfig = TrackingConfig()
