@@ -1,0 +1,377 @@
+"""Generated scenes: images whose questions can be answered only from a few of their cells.
+
+A scene is a function of (seed, split, index): shapes that carry a colour and a digit, word signs,
+and busy clutter on a plain ground, a few cells each, in images of hundreds of cells with varying
+size and aspect ratio. About half the cells show something, so neither a uniform grid nor "keep
+what stands out" suffices; the question decides. Each question comes with the cells that carry
+its answer, for measuring only (`Sample.facts`). A cell is one visual token, `cell_pixels` wide.
+Left out: occlusion, perspective, natural textures.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from saccade.config.schema import ScenesSource
+from saccade.data.generate import drawing
+from saccade.data.samples import Sample
+
+COLORS = tuple(drawing.COLORS)
+SHAPES = drawing.SHAPES
+WORDS = (
+    "cat", "dog", "sun", "map", "key", "box", "cup", "hat", "pen", "bus", "fox", "owl",
+    "ink", "jam", "net", "oak", "pie", "rug", "van", "web", "zip", "gem", "fan", "log",
+    "milk", "tree", "fish", "road", "bell", "coin", "star", "drum",
+)  # fmt: skip
+SPLIT_CODES = {"train": 0, "validation": 1, "test": 2}
+KINDS = ("color", "shape", "digit", "word", "count", "relation")
+CELL_TARGETS = {
+    "category": 4,
+    "shape": 1 + len(SHAPES),
+    "color": 1 + len(COLORS),
+    "digit": 11,
+    "word": 1 + len(WORDS),
+}
+"""What a cell may show, as class counts; class 0 is "nothing of that kind"."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One drawn object; the box is in pixels (x0, y0, x1, y1)."""
+
+    category: str  # "shape", "sign" or "clutter"
+    box: tuple[int, int, int, int]
+    shape: str = ""
+    color: str = ""
+    digit: int = -1
+    word: str = ""
+    seed: int = 0
+
+    @property
+    def center(self) -> tuple[int, int]:
+        x0, y0, x1, y1 = self.box
+        return (x0 + x1) // 2, (y0 + y1) // 2
+
+    def glyph_box(self, cell_px: int) -> tuple[int, int, int, int]:
+        """Where the digit or word stands: one cell high, in the middle."""
+        x, y = self.center
+        half = cell_px // 2
+        wide = half if self.category == "shape" else (self.box[2] - self.box[0]) // 2 - half // 2
+        return x - wide, y - half, x + wide, y + half
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene before drawing: size in cells and the things in it."""
+
+    key: str
+    rows: int
+    columns: int
+    cell_px: int
+    things: tuple[Thing, ...]
+    background_seed: int
+    half_size: bool = False
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of cells in the drawn image."""
+        if not self.half_size:
+            return self.rows, self.columns
+        return max(2, round(self.rows / 2)), max(2, round(self.columns / 2))
+
+    @property
+    def shapes(self) -> list[Thing]:
+        return [thing for thing in self.things if thing.category == "shape"]
+
+    @property
+    def signs(self) -> list[Thing]:
+        return [thing for thing in self.things if thing.category == "sign"]
+
+
+@dataclass(frozen=True)
+class Question:
+    kind: str
+    text: str
+    answer: str
+    about: tuple[Thing, ...]
+
+
+def make_scene(source: ScenesSource, *, index: int) -> Scene:
+    """Lay out scene `index` of the stream; equal arguments give equal scenes on any machine."""
+    entropy = [source.seed, SPLIT_CODES[source.split], index]
+    rng = np.random.default_rng(np.random.SeedSequence(entropy))
+    cell = source.cell_pixels
+    area = rng.uniform(source.min_cells, source.max_cells)
+    aspect = 2.0 ** rng.uniform(-0.6, 0.6)
+    rows = max(4, round((area / aspect) ** 0.5))
+    # flooring keeps rows x columns inside the promised range whatever the rounding of rows
+    columns = max(4, min(round(area / rows), source.max_cells // rows))
+    shapes = int(rng.integers(source.min_objects, source.max_objects + 1))
+    signs = min(3, 1 + shapes // 5) if "word" in source.kinds else 0
+    things = _place(rng, rows * cell, columns * cell, cell=cell, shapes=shapes, signs=signs)
+    return Scene(
+        key=f"scenes-{source.seed}-{source.split}-{index}",
+        rows=rows,
+        columns=columns,
+        cell_px=cell,
+        things=tuple(things),
+        background_seed=int(rng.integers(2**31)),
+        half_size=bool(rng.random() < source.half_size_share),
+    )
+
+
+def _place(
+    rng: np.random.Generator, height: int, width: int, *, cell: int, shapes: int, signs: int
+) -> list[Thing]:
+    """Signs first (they are wide), then shapes, then clutter, none overlapping."""
+    placed: list[Thing] = []
+    half = cell // 2
+    frame_colors = rng.permutation(len(COLORS))
+    words = rng.permutation(len(WORDS))
+
+    def put(w: int, h: int, **fields: object) -> None:
+        for _ in range(80):
+            # centres lie on the half-cell raster, so a glyph meets the patches in only one way
+            x = half * int(rng.integers(-(-w // 2 // half), (width - w // 2) // half + 1)) - w // 2
+            y = half * int(rng.integers(-(-h // 2 // half), (height - h // 2) // half + 1)) - h // 2
+            free = all(
+                x + w + 2 < t.box[0] or t.box[2] + 2 < x or y + h + 2 < t.box[1] or t.box[3] + 2 < y
+                for t in placed
+            )
+            if free:
+                placed.append(Thing(box=(x, y, x + w, y + h), **fields))  # type: ignore[arg-type]
+                return
+
+    for number in range(signs):
+        w, h = (2 * round(rng.uniform(*span) * half) for span in ((3.4, 4.4), (1.7, 2.2)))
+        put(
+            w, h, category="sign",
+            color=COLORS[frame_colors[number]], word=WORDS[words[number]],
+        )  # fmt: skip
+    for _ in range(shapes):
+        side = half * int(rng.integers(4, 7))
+        put(
+            side, side, category="shape",
+            shape=SHAPES[rng.integers(len(SHAPES))],
+            color=COLORS[rng.integers(len(COLORS))],
+            digit=int(rng.integers(10)),
+        )  # fmt: skip
+    for _ in range(max(1, shapes // 4)):
+        side = half * int(rng.integers(3, 7))
+        put(side, side, category="clutter", seed=int(rng.integers(2**31)))
+    return placed
+
+
+def draw_scene(scene: Scene) -> Image.Image:
+    """RGB image of `grid` cells of `cell_px` pixels."""
+    rng = np.random.default_rng(scene.background_seed)
+    image = drawing.background(
+        rng, width_px=scene.columns * scene.cell_px, height_px=scene.rows * scene.cell_px
+    )
+    for thing in scene.things:
+        x0, y0, x1, y1 = thing.box
+        if thing.category == "shape":
+            tile = drawing.shape_tile(
+                shape=thing.shape, color=thing.color, digit=thing.digit,
+                side_px=x1 - x0, badge_px=scene.cell_px,
+            )
+        elif thing.category == "sign":
+            tile = drawing.sign_tile(
+                word=thing.word, color=thing.color, width_px=x1 - x0, height_px=y1 - y0,
+                text_px=scene.cell_px,
+            )
+        else:
+            tile = drawing.clutter_tile(np.random.default_rng(thing.seed), side_px=x1 - x0)
+        image.paste(tile, (x0, y0), tile)
+    if scene.half_size:
+        rows, columns = scene.grid
+        size = (columns * scene.cell_px, rows * scene.cell_px)
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return image
+
+
+def cells_of(scene: Scene, things: tuple[Thing, ...]) -> list[int]:
+    """Raster indices of the cells at least 30% covered by one of the things' boxes."""
+    return cells_under(scene, [thing.box for thing in things], overlap=0.3)
+
+
+def cells_under(
+    scene: Scene, boxes: list[tuple[int, int, int, int]], *, overlap: float
+) -> list[int]:
+    """Raster indices of the cells at least `overlap` covered by one of the boxes."""
+    cell = scene.cell_px
+    covered: set[int] = set()
+    for x0, y0, x1, y1 in boxes:
+        for row in range(y0 // cell, -(-y1 // cell)):
+            for column in range(x0 // cell, -(-x1 // cell)):
+                wide = min(x1, (column + 1) * cell) - max(x0, column * cell)
+                high = min(y1, (row + 1) * cell) - max(y0, row * cell)
+                if wide * high >= overlap * cell * cell:
+                    y, x = row * scene.grid[0] // scene.rows, column * scene.grid[1] // scene.columns
+                    covered.add(y * scene.grid[1] + x)
+    return sorted(covered)
+
+
+def cell_targets(scene: Scene) -> dict[str, list[int]]:
+    """Content of every cell in raster order, as class numbers per entry of `CELL_TARGETS`."""
+    targets = {name: [0] * (scene.grid[0] * scene.grid[1]) for name in CELL_TARGETS}
+    for thing in scene.things:
+        body = {
+            "category": 1 + ("shape", "sign", "clutter").index(thing.category),
+            "shape": 1 + SHAPES.index(thing.shape) if thing.shape else 0,
+            "color": 1 + COLORS.index(thing.color) if thing.color else 0,
+        }
+        glyph = {
+            "digit": 1 + thing.digit,
+            "word": 1 + WORDS.index(thing.word) if thing.word else 0,
+        }
+        glyph_box = thing.glyph_box(scene.cell_px)
+        for labels, cells in (
+            (body, cells_of(scene, (thing,))),
+            (glyph, cells_under(scene, [glyph_box], overlap=0.2)),
+        ):
+            for cell in cells:
+                for name, label in labels.items():
+                    targets[name][cell] = label
+    return targets
+
+
+def vocabulary_texts() -> list[str]:
+    """Questions and answers a tokenizer for scenes should know, in a fixed order."""
+    source = SceneSource(ScenesSource(scenes=300, questions=12))
+    samples = [sample for i in range(300) for sample in source.scene_samples(i)]
+    return [text for sample in samples for text in (sample.question, sample.answer)]
+
+
+def _unique(things: list[Thing], attribute: str) -> list[Thing]:
+    """Things that no other thing equals in this attribute: they can be named by it."""
+    values = [getattr(thing, attribute) for thing in things]
+    return [thing for thing, value in zip(things, values, strict=True) if values.count(value) == 1]
+
+
+def _attribute_questions(scene: Scene, kind: str) -> list[Question]:
+    phrases = {
+        ("color", "shape"): "what color is the {}?",
+        ("color", "digit"): "what color is the shape with a {}?",
+        ("shape", "color"): "which shape is {}?",
+        ("shape", "digit"): "which shape has a {}?",
+        ("digit", "shape"): "which digit is on the {}?",
+        ("digit", "color"): "which digit is on the {} shape?",
+    }
+    return [
+        Question(kind, phrase.format(getattr(thing, by)), str(getattr(thing, kind)), (thing,))
+        for (asked, by), phrase in phrases.items()
+        if asked == kind
+        for thing in _unique(scene.shapes, by)
+    ]
+
+
+def _word_questions(scene: Scene) -> list[Question]:
+    return [
+        Question("word", f"what does the {sign.color} sign say?", sign.word, (sign,))
+        for sign in scene.signs
+    ]
+
+
+def _count_questions(scene: Scene) -> list[Question]:
+    questions = []
+    for shape in SHAPES:
+        matching = tuple(thing for thing in scene.shapes if thing.shape == shape)
+        if matching:
+            text = f"how many {shape}{'es' if shape == 'cross' else 's'} are there?"
+            questions.append(Question("count", text, str(len(matching)), matching))
+    return questions
+
+
+def _relation_questions(scene: Scene) -> list[Question]:
+    questions = []
+    named = _unique(scene.shapes, "shape")
+    for a in named:
+        for b in named:
+            dx, dy = a.center[0] - b.center[0], a.center[1] - b.center[1]
+            if a is b or max(abs(dx), abs(dy)) < 2 * scene.cell_px:
+                continue
+            if abs(dx) > abs(dy):
+                text = f"is the {a.shape} left or right of the {b.shape}?"
+                questions.append(Question("relation", text, "left" if dx < 0 else "right", (a, b)))
+            else:
+                text = f"is the {a.shape} above or below the {b.shape}?"
+                questions.append(Question("relation", text, "above" if dy < 0 else "below", (a, b)))
+    return questions
+
+
+_ASKERS: dict[str, Callable[[Scene], list[Question]]] = {
+    **{kind: functools.partial(_attribute_questions, kind=kind) for kind in KINDS[:3]},
+    "word": _word_questions,
+    "count": _count_questions,
+    "relation": _relation_questions,
+}
+
+
+def ask(scene: Scene, *, kinds: tuple[str, ...], count: int, seed: int) -> list[Question]:
+    """Draw `count` questions, spread over the kinds the scene can answer; repeats if it must."""
+    rng = np.random.default_rng(seed)
+    pools = {kind: _ASKERS[kind](scene) for kind in kinds}
+    pools = {kind: [pool[i] for i in rng.permutation(len(pool))] for kind, pool in pools.items() if pool}
+    order = [list(pools)[i] for i in rng.permutation(len(pools))]
+    if not order:  # a scene too crowded for any unique name still has things to count
+        pools, order = {"count": _count_questions(scene)}, ["count"]
+    chosen = []
+    for turn in range(count):
+        pool = pools[order[turn % len(order)]]
+        chosen.append(pool[(turn // len(order)) % len(pool)])
+    return chosen
+
+
+class SceneSource:
+    """The scenes of one split as samples: item i is question i % questions of scene i // questions."""
+
+    def __init__(self, source: ScenesSource) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return self.source.scenes * self.source.questions
+
+    def __getitem__(self, position: int) -> Sample:
+        if not 0 <= position < len(self):
+            raise IndexError(position)
+        index, number = divmod(position, self.source.questions)
+        return self.scene_samples(index)[number]
+
+    def scene_samples(self, index: int) -> list[Sample]:
+        """All samples of scene `index`, sharing one image."""
+        scene = make_scene(self.source, index=index)
+        questions = ask(
+            scene, kinds=self.source.kinds and tuple(self.source.kinds),
+            count=self.source.questions, seed=scene.background_seed + 1,
+        )  # fmt: skip
+        return [
+            Sample(
+                id=f"{scene.key}-q{number}",
+                question=question.text,
+                answers=(question.answer,),
+                images=(functools.partial(draw_scene, scene),),
+                kind=question.kind,
+                image_key=scene.key,
+                facts={
+                    "answer_cells": cells_of(scene, question.about),
+                    "grid": scene.grid,
+                    "scene": scene,
+                },
+            )
+            for number, question in enumerate(questions)
+        ]
+
+    def groups(self) -> list[list[int]]:
+        n = self.source.questions
+        return [list(range(i * n, (i + 1) * n)) for i in range(self.source.scenes)]
+
+    def fingerprint(self) -> str:
+        spec = self.source.model_dump_json()
+        return "scenes:" + hashlib.sha256(spec.encode()).hexdigest()[:16]

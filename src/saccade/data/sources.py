@@ -1,0 +1,198 @@
+"""Open any configured source as a sequence of samples.
+
+In goes a `Source` of the configuration, out comes a `SampleSource`: a length, samples by
+position, the groups that share an image, and a fingerprint of the content. Files become a
+`Table` (`tables.py`, `arrow.py`) whose rows a `RowReader` turns into samples; scenes are drawn.
+Opening is cheap: no image is opened, and a broken row raises only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Protocol
+
+from saccade.config.errors import InputError
+from saccade.config.schema import (
+    FolderSource,
+    HubSource,
+    JsonlSource,
+    ParquetSource,
+    ScenesSource,
+    Source,
+)
+from saccade.data.rows import RowReader, image_key, match_columns
+from saccade.data.samples import DataError, Sample
+from saccade.data.tables import CsvTable, Table, open_json
+
+INDEX_NAMES = (
+    "index.jsonl", "index.json", "index.csv", "metadata.jsonl", "metadata.csv", "questions.json",
+)  # fmt: skip
+"""Index files looked for in a folder, in this order."""
+
+
+class SampleSource(Protocol):
+    """Samples by position; a broken row raises `DataError` when it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> Sample: ...
+
+    def fingerprint(self) -> str: ...
+
+    def groups(self) -> list[list[int]]: ...
+
+
+class TableSource:
+    """A table's rows as samples."""
+
+    def __init__(self, table: Table, *, reader: RowReader, name: str, limit: int | None) -> None:
+        self.table = table
+        self.reader = reader
+        self.name = name
+        self._length = len(table) if limit is None else min(limit, len(table))
+        if not self._length:
+            raise InputError(f"{table.path}: there are no rows\n  fix: one row per question")
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, position: int) -> Sample:
+        if not 0 <= position < self._length:
+            raise IndexError(position)
+        return self.reader.sample(
+            self.table.row(position),
+            where=self.table.where(position),
+            default_id=f"{self.name}-{self.table.number(position)}",
+        )
+
+    def number(self, position: int) -> int:
+        """Line or row number, counted from 1, that error messages use for this position."""
+        return self.table.number(position)
+
+    def groups(self) -> list[list[int]]:
+        """Positions that show the same images, in order of first appearance.
+
+        Rows without an image, and broken ones, stand alone.
+        """
+        groups: dict[object, list[int]] = {}
+        for position in range(self._length):
+            try:
+                images = self.reader.images(self.table.row(position), where="")
+            except DataError:
+                images = ()
+            groups.setdefault(image_key(images) or position, []).append(position)
+        return list(groups.values())
+
+    def fingerprint(self) -> str:
+        """Hash of the index's content and of how it is read; the images are not opened."""
+        reading = [sorted(self.reader.columns.items()), self.reader.image_format, self._length]
+        text = self.table.digest() + json.dumps(reading)
+        return "table:" + hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def open_source(source: Source) -> SampleSource:
+    """Open a source; raises `InputError` for a missing file or column, not for broken rows."""
+    if isinstance(source, ScenesSource):
+        from saccade.data.generate.scenes import SceneSource
+
+        return SceneSource(source)
+    if isinstance(source, JsonlSource):
+        return _table_source(open_json(source.path), source)
+    if isinstance(source, FolderSource):
+        return _table_source(_open_index(source), source)
+    from saccade.data import arrow
+
+    if isinstance(source, ParquetSource):
+        return _table_source(arrow.open_parquet(source.path), source)
+    return _table_source(arrow.open_hub(source), source)
+
+
+def infer_source(path: Path) -> Source:
+    """Guess the source a path stands for, from its ending or from what the folder holds."""
+    if path.is_dir():
+        return _infer_folder(path)
+    endings = {".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
+               ".csv": "folder", ".tsv": "folder"}  # fmt: skip
+    kind = endings.get(path.suffix.lower())
+    if kind is None:
+        raise InputError(
+            f"{path}: no such data; a source is a folder or a file ending in {', '.join(endings)}"
+        )
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if kind == "folder":
+        return FolderSource(type="folder", path=path.parent, index=path.name)
+    if kind == "parquet":
+        return ParquetSource(type="parquet", path=path)
+    return JsonlSource(type="jsonl", path=path)
+
+
+def _infer_folder(path: Path) -> Source:
+    if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return HubSource(type="hub", name=str(path))
+    if any((path / name).is_file() for name in INDEX_NAMES):
+        return FolderSource(type="folder", path=path)
+    if (path / "README.md").is_file() or (path / "data").is_dir():
+        return HubSource(type="hub", name=str(path))
+    if any(path.glob("*.parquet")):
+        return ParquetSource(type="parquet", path=path)
+    raise InputError(
+        f"{path}: the folder holds no index ({', '.join(INDEX_NAMES)}) and no parquet file\n"
+        "  fix: write an index with one row per question, or name the index file"
+    )
+
+
+def _open_index(source: FolderSource) -> Table:
+    if not source.path.is_dir():
+        what = "is a file, a folder was expected" if source.path.exists() else "no such folder"
+        raise InputError(f"{source.path}: {what}\n  fix: set path to the folder of the images")
+    names = [source.index] if source.index else INDEX_NAMES
+    for name in names:
+        file = source.path / name
+        if source.index or file.is_file():
+            return CsvTable(file) if file.suffix.lower() in (".csv", ".tsv") else open_json(file)
+    raise InputError(
+        f"{source.path}: no index file; looked for {', '.join(INDEX_NAMES)}\n"
+        "  fix: add one, or name it with index=FILE"
+    )
+
+
+def _table_source(
+    table: Table, source: JsonlSource | ParquetSource | FolderSource | HubSource
+) -> TableSource:
+    label = str(table.path)
+    columns = match_columns(source.columns, available=table.columns(), where=label)
+    table.select([str(column) for column in columns.values()])
+    reader = RowReader(
+        columns=columns,
+        image_root=_image_root(source),
+        image_format=_checked_format(getattr(source, "image_format", "{}"), where=label),
+    )
+    folder = isinstance(source, FolderSource)
+    name = source.path.resolve().name if folder else table.path.stem
+    return TableSource(table, reader=reader, name=name, limit=source.limit)
+
+
+def _image_root(source: JsonlSource | ParquetSource | FolderSource | HubSource) -> Path:
+    if isinstance(source, FolderSource):
+        return source.path
+    if isinstance(source, HubSource):
+        return Path(source.name).expanduser()
+    own = source.path if source.path.is_dir() else source.path.parent
+    return source.image_root or own
+
+
+def _checked_format(image_format: str, *, where: str) -> str:
+    """A format without a place for the cell would give every row the same image."""
+    try:
+        distinct = image_format.format("a") != image_format.format("b")
+    except (IndexError, KeyError, ValueError):
+        distinct = False
+    if not distinct:
+        raise InputError(
+            f"{where}: image_format={image_format!r} needs one {{}} where the image's name goes\n"
+            "  fix: for example images/{}.png"
+        )
+    return image_format

@@ -1,0 +1,131 @@
+"""Judge short text answers: one verdict per answer kind, for rewards and evaluation alike.
+
+In go a model's text and the accepted answers, out comes right or wrong, VQA soft accuracy, or
+what a blind guesser would reach. Deliberate departures from the official VQA script: apostrophes
+are dropped instead of repaired from a word list, a minus sign before a digit stays, number words
+reach twenty, every comparison is normalised (the script skips it when all ten people agree), and
+a text that would normalise to nothing ("a", "the") is kept. Left out: captions and points.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from saccade.data.samples import Sample
+
+ARTICLES = {"a", "an", "the"}
+COUNTED = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+    "nineteen", "twenty",
+)  # fmt: skip
+NUMBER_WORDS = {word: str(value) for value, word in enumerate(COUNTED)} | {"none": "0"}
+
+_APOSTROPHE = re.compile(r"['\u2019`\u00b4]")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_PERIOD = re.compile(r"(?<!\d)\.|\.(?!\d)")
+_MINUS = re.compile(r"(?<![\w.])[-\u2212](?=\.?\d)")
+_PUNCTUATION = re.compile(r"[;/\[\]\"{}()=+\\_\-<>@,?!:*&|~^$#\u2212\u2013\u2014\u201c\u201d]")
+_NUMBER = re.compile(r"[-+]?\d*\.?\d+")
+_KEPT_MINUS = "\x00"
+
+
+def normalise(text: str) -> str:
+    """Lower case, no punctuation or articles, digits for number words, single spaces."""
+    plain = unicodedata.normalize("NFKC", text).casefold().strip()
+    bare = _APOSTROPHE.sub("", plain)
+    bare = _THOUSANDS.sub("", bare)
+    bare = _MINUS.sub(_KEPT_MINUS, bare)
+    bare = _PUNCTUATION.sub(" ", _PERIOD.sub("", bare)).replace(_KEPT_MINUS, "-")
+    words = [NUMBER_WORDS.get(word, word) for word in bare.split()]
+    return " ".join(word for word in words if word not in ARTICLES) or " ".join(plain.split())
+
+
+def is_correct(prediction: str, answers: Sequence[str], *, kind: str) -> bool:
+    """Whether the prediction equals one of the accepted answers, by the rule of its kind."""
+    rule = RULES.get(kind, _same_text)
+    return bool(prediction.strip()) and any(rule(prediction, answer) for answer in answers)
+
+
+def vqa_soft_accuracy(prediction: str, human_answers: Sequence[str]) -> float:
+    """Official VQA accuracy: mean over people left out of min(others who agree / 3, 1).
+
+    With one human answer there is nobody to leave out, and the result is plain equality. Below
+    four answers even perfect agreement stays under 1, as in the official formula.
+    """
+    if not human_answers:
+        raise ValueError("VQA accuracy needs at least one human answer")
+    wanted = normalise(prediction)
+    agrees = [bool(prediction.strip()) and normalise(answer) == wanted for answer in human_answers]
+    if len(agrees) == 1:
+        return float(agrees[0])
+    total = sum(agrees)
+    return sum(min((total - agree) / 3, 1.0) for agree in agrees) / len(agrees)
+
+
+def majority_answers(samples: Iterable[Sample]) -> dict[str, str]:
+    """The most common answer of each kind (the earliest one among equals)."""
+    counts: dict[str, Counter[str]] = {}
+    for sample in samples:
+        counts.setdefault(sample.kind, Counter())[sample.answer] += 1
+    return {kind: counter.most_common(1)[0][0] for kind, counter in counts.items()}
+
+
+def majority_baseline(
+    samples: Iterable[Sample], *, evaluation: Iterable[Sample] | None = None
+) -> dict[str, float]:
+    """Accuracy per kind of always giving the kind's most common answer in `samples`.
+
+    Scored on `evaluation`, or on `samples` themselves. A kind that `samples` lack scores 0.
+    """
+    known = list(samples)
+    guess = majority_answers(known)
+    right: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
+    for sample in known if evaluation is None else evaluation:
+        asked[sample.kind] += 1
+        right[sample.kind] += is_correct(
+            guess.get(sample.kind, ""), sample.answers, kind=sample.kind
+        )
+    return {kind: right[kind] / asked[kind] for kind in asked}
+
+
+def _same_text(prediction: str, answer: str) -> bool:
+    return normalise(prediction) == normalise(answer)
+
+
+def _same_number(prediction: str, answer: str) -> bool:
+    """Equal as numbers where both are numbers ("3", "three", "3.0"), else equal as text."""
+    left, right = normalise(prediction), normalise(answer)
+    if _NUMBER.fullmatch(left) and _NUMBER.fullmatch(right):
+        return float(left) == float(right)
+    return left == right
+
+
+def _same_reading(prediction: str, answer: str) -> bool:
+    """Text read off an image: every letter counts, articles and number words included."""
+    left, right = (
+        " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(" .,;:!?\"'")
+        for text in (prediction, answer)
+    )
+    return left == right
+
+
+def _same_yes_no(prediction: str, answer: str) -> bool:
+    """The first word decides, so that "yes, it is" counts as "yes"."""
+    left, right = normalise(prediction).split(), normalise(answer).split()
+    return left[:1] == right[:1]
+
+
+RULES: dict[str, Callable[[str, str], bool]] = {
+    "digit": _same_number,
+    "count": _same_number,
+    "number": _same_number,
+    "word": _same_reading,
+    "ocr": _same_reading,
+    "yes/no": _same_yes_no,
+}
+"""Rule by question kind; any other kind compares normalised text."""
