@@ -1,0 +1,42 @@
+"""The language-model loss every recipe shares: supervised positions only, one normaliser.
+
+In go hidden states and labels; out come the summed token losses divided by a denominator the
+training loop counts over the whole optimizer step (all micro-batches, all ranks), so that batch
+8x1, 4x2 and two ranks are the same step. Only supervised positions reach the output layer, which
+at a vocabulary of 150k is most of the memory.
+
+Shapes: B samples, L tokens, D width, V vocabulary, T supervised tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class SupervisedLoss:
+    """`total` carries the gradient; the others are for logging."""
+
+    total: Tensor
+    token_accuracy: Tensor
+    tokens: Tensor
+
+
+def supervised_loss(
+    lm_head: Any, hidden_BLD: Tensor, labels_BL: Tensor, *, denominator: Tensor | float
+) -> SupervisedLoss:
+    """Next-token cross-entropy at positions whose label is not -100, summed / `denominator`."""
+    shifted_BL = labels_BL[:, 1:]
+    learned_BL = shifted_BL != IGNORE_INDEX
+    logits_TV = lm_head(hidden_BLD[:, :-1][learned_BL]).float()
+    target_T = shifted_BL[learned_BL]
+    total = torch.nn.functional.cross_entropy(logits_TV, target_T, reduction="sum") / denominator
+    hits_T = (logits_TV.argmax(-1) == target_T).float()
+    tokens = learned_BL.sum()
+    return SupervisedLoss(total, hits_T.sum().detach() / tokens.clamp_min(1), tokens)

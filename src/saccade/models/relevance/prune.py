@@ -1,0 +1,123 @@
+"""Drop visual tokens by transforming a model's inputs; the model itself stays as it is.
+
+In go a batch, the vision tower's features and a keep mask over merged cells; out come shorter
+ids, mask, labels, features (every DeepStack level) and the *original* M-RoPE positions of what is
+left. Dropping a token equals masking its key in the full sequence; keeping all of them returns
+the inputs untouched, bit for bit. Positions are never renumbered: that costs grounding.
+
+Shapes: B samples, L tokens (S after dropping), N cells of all images, D width, I images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+from saccade.data.chat import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """Merged visual tokens per image and their DeepStack rows: `deepstack[level][image]`."""
+
+    pooled: tuple[Tensor, ...]
+    deepstack: tuple[tuple[Tensor, ...], ...]
+
+    def map(self, change: Any) -> ImageTokens:
+        """Apply `change(image index, rows)` to the tokens and to every DeepStack level alike."""
+        return ImageTokens(
+            pooled=tuple(change(i, rows) for i, rows in enumerate(self.pooled)),
+            deepstack=tuple(
+                tuple(change(i, rows) for i, rows in enumerate(level)) for level in self.deepstack
+            ),
+        )
+
+    def encoder_output(self) -> BaseModelOutputWithDeepstackFeatures:
+        return BaseModelOutputWithDeepstackFeatures(
+            pooler_output=self.pooled,  # type: ignore[arg-type]
+            deepstack_features=list(self.deepstack),  # type: ignore[arg-type]
+        )
+
+
+@dataclass(frozen=True)
+class LanguageInputs:
+    """What the language model reads. `source_BS` maps each position to the full sequence (-1 pad)."""
+
+    input_ids_BS: Tensor
+    attention_mask_BS: Tensor
+    positions_3BS: Tensor
+    images: ImageTokens | None
+    labels_BS: Tensor | None = None
+    source_BS: Tensor | None = None
+
+    @property
+    def lengths(self) -> list[int]:
+        return self.attention_mask_BS.sum(1).tolist()
+
+    def forward_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the base model's `forward` (labels left out)."""
+        arguments: dict[str, Any] = {
+            "input_ids": self.input_ids_BS,
+            "attention_mask": self.attention_mask_BS,
+            "position_ids": self.positions_3BS,
+        }
+        if self.images is not None:
+            arguments["mm_encoder_outputs"] = {"image": self.images.encoder_output()}
+        return arguments
+
+    def generation_arguments(self) -> dict[str, Any]:
+        """As above, with the text positions in front that `generate` continues from."""
+        arguments = self.forward_arguments()
+        text_BS = (self.attention_mask_BS.cumsum(1) - 1).clamp_min(0)
+        stacked = torch.cat([text_BS[None].to(self.positions_3BS.dtype), self.positions_3BS])
+        return {**arguments, "position_ids": stacked}
+
+
+def drop_tokens(
+    inputs: LanguageInputs, keep_N: Tensor, *, image_token: int, pad_token: int
+) -> LanguageInputs:
+    """Remove the visual tokens where `keep_N` is False, in ids, positions, labels and features.
+
+    Rows are left-padded to the longest remaining one. `keep_N` follows the images' packed order.
+    """
+    assert inputs.images is not None
+    if bool(keep_N.all()):
+        return inputs
+    present_BL = inputs.attention_mask_BS.bool()
+    stay_BL = present_BL.clone()
+    stay_BL[inputs.input_ids_BS == image_token] = keep_N
+    # stable sort: dropped positions first, then what stays in its order = left padding
+    order_BL = stay_BL.to(torch.int8).argsort(dim=1, stable=True)
+    longest = int(stay_BL.sum(1).max())
+    index_BS = order_BL[:, -longest:]
+    stay_BS = stay_BL.gather(1, index_BS)
+
+    def take(values_BL: Tensor, filler: int) -> Tensor:
+        return values_BL.gather(1, index_BS).masked_fill(~stay_BS, filler)
+
+    counts = [len(rows) for rows in inputs.images.pooled]
+    keeps = keep_N.split(counts)
+    labels = inputs.labels_BS
+    return replace(
+        inputs,
+        input_ids_BS=take(inputs.input_ids_BS, pad_token),
+        attention_mask_BS=stay_BS.to(inputs.attention_mask_BS.dtype),
+        positions_3BS=torch.stack([take(axis, 0) for axis in inputs.positions_3BS]),
+        images=inputs.images.map(lambda i, rows: rows[keeps[i]]),
+        labels_BS=take(labels, IGNORE_INDEX) if labels is not None else None,
+        source_BS=index_BS.masked_fill(~stay_BS, -1),
+    )
+
+
+def full_length(logits_BSV: Tensor, source_BS: Tensor | None, *, length: int) -> Tensor:
+    """Spread logits back over the full sequence; dropped positions are zero (a flat guess)."""
+    if source_BS is None:
+        return logits_BSV
+    full_BLV = logits_BSV.new_zeros(logits_BSV.shape[0], length, logits_BSV.shape[-1])
+    rows, columns = (source_BS >= 0).nonzero(as_tuple=True)
+    full_BLV[rows, source_BS[rows, columns]] = logits_BSV[rows, columns]
+    return full_BLV

@@ -1,0 +1,129 @@
+"""The trainable part as one module: question + cells -> one logit per cell.
+
+Puts the encoders, the three scores and the balance together for a packed batch of images, each
+with the question of the sample it belongs to. About 2M parameters at Qwen3-VL-2B width. Knows
+nothing of language models, masks or budgets.
+
+Shapes: N cells of all images, D feature width, B samples, T question tokens, I images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from saccade.config.schema import SelectorConfig
+from saccade.models.relevance.balance import TENSIONS, Balance
+from saccade.models.relevance.grids import CellGrid
+from saccade.models.relevance.scores import (
+    SCORE_NAMES,
+    CellEncoder,
+    Information,
+    Participation,
+    QuestionEncoder,
+    Salience,
+)
+from saccade.models.relevance.textures import Textures
+
+
+@dataclass(frozen=True)
+class Question:
+    """Embeddings of the user's own words, right-padded: [B, T, D] and their presence [B, T]."""
+
+    embeddings_BTD: Tensor
+    present_BT: Tensor
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Packed per-cell results; every map is [N]."""
+
+    logits_N: Tensor
+    maps: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    tension_I3: Tensor
+
+    def tensions(self) -> list[dict[str, float]]:
+        rows = self.tension_I3.detach().tolist()
+        return [dict(zip(TENSIONS, row, strict=True)) for row in rows]
+
+
+class RelevanceSelector(nn.Module):
+    """Scores every cell of every image for the question asked about it."""
+
+    def __init__(self, config: SelectorConfig, *, feature_width: int, embedding_width: int) -> None:
+        super().__init__()
+        self.names = tuple(name for name in SCORE_NAMES if name in config.scores)
+        width = config.width
+        self.cells = CellEncoder(feature_width, width=width)
+        self.question = QuestionEncoder(
+            embedding_width, width=width, layers=config.question_layers
+        )
+        self.scores = nn.ModuleDict()
+        if "information" in self.names:
+            self.scores["information"] = Information(width)
+        if "salience" in self.names:
+            self.scores["salience"] = Salience(width)
+        if "participation" in self.names:
+            self.scores["participation"] = Participation(width, probes=config.heads)
+        self.balance = Balance(width, scores=len(self.names), learn_tensions=config.tensions)
+
+    def forward(
+        self,
+        features_ND: Tensor,
+        *,
+        textures: Textures,
+        grid: CellGrid,
+        question: Question,
+        sample_of_image_I: Tensor,
+    ) -> Scored:
+        """Score a packed batch; `sample_of_image_I` says whose question an image answers."""
+        valid = grid.valid_IHW
+        dtype = self.cells.features.weight.dtype
+        cells = self.cells(
+            grid.pad(features_ND.to(dtype)), grid.pad(textures.channels_NC.to(dtype)), valid
+        )
+        states_BTW, summary_BW = self.question(
+            question.embeddings_BTD.to(dtype), question.present_BT
+        )
+        states_ITW = states_BTW[sample_of_image_I]
+        present_IT = question.present_BT[sample_of_image_I]
+        maps_IHWK = torch.stack(
+            [
+                self._score(name, cells, textures, grid, states_ITW, present_IT)
+                for name in self.names
+            ],
+            dim=-1,
+        )
+        balanced = self.balance(
+            maps_IHWK, cells_IHWW=cells, question_IW=summary_BW[sample_of_image_I], valid_IHW=valid
+        )
+        maps_NK, weights_NK = grid.pack(maps_IHWK), grid.pack(balanced.weight_IHWK)
+        return Scored(
+            logits_N=grid.pack(balanced.logit_IHW),
+            maps={name: maps_NK[:, k] for k, name in enumerate(self.names)},
+            weights={name: weights_NK[:, k] for k, name in enumerate(self.names)},
+            tension_I3=balanced.tension_I3,
+        )
+
+    def _score(
+        self,
+        name: str,
+        cells: Tensor,
+        textures: Textures,
+        grid: CellGrid,
+        states_ITW: Tensor,
+        present_IT: Tensor,
+    ) -> Tensor:
+        def plane(values_N: Tensor) -> Tensor:
+            return grid.pad(values_N[:, None].to(cells.dtype))[..., 0]
+
+        score, valid = self.scores[name], grid.valid_IHW
+        if name == "information":
+            bits, entropy = plane(textures.bits_N), plane(textures.channel("entropy"))
+            return score(cells, bits_IHW=bits, entropy_IHW=entropy, valid_IHW=valid)
+        if name == "salience":
+            return score(cells, saliency_IHW=plane(textures.channel("saliency")), valid_IHW=valid)
+        return score(cells, states_ITW=states_ITW, present_IT=present_IT, valid_IHW=valid)
