@@ -1,0 +1,111 @@
+"""Recipe `relevance`: train the selector of a frozen vision-language model.
+
+In go samples; out comes a selector of a few megabytes. First the selector imitates where the base
+itself looks (distillation, no answer needed); then the answers' own loss reaches it through the
+attention gate with the hard choice in the forward pass. Every step draws its budget from
+`selector.keep_curriculum` by (seed, step), so one selector serves many budgets and a resumed run
+draws the same ones. Left out: training the base.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saccade.config.schema import Config
+from saccade.data.chat import IGNORE_INDEX, ChatRenderer
+from saccade.data.samples import Sample
+from saccade.data.sources import SampleSource, open_source
+from saccade.models.backbone import load_backbone, pick_device
+from saccade.models.relevance.model import Gated, RelevanceModel
+from saccade.scoring.answers import is_correct
+from saccade.training.rundir import RunDir
+
+
+class RelevanceRecipe:
+    """What the training loop needs to know about `relevance`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        backbone = load_backbone(config.model, device=pick_device(config.model))
+        self.model = RelevanceModel(backbone, config.selector, seed=config.run.seed)
+        self.renderer = ChatRenderer(
+            backbone.processor,
+            min_pixels=config.model.min_pixels,
+            max_pixels=config.model.max_pixels,
+        )
+
+    def train_source(self) -> SampleSource:
+        return open_source(self.config.data.train)
+
+    def collate(self, samples: list[Sample]) -> dict[str, Any]:
+        return self.renderer.batch(samples, with_answer=True)
+
+    def keep_at(self, step: int) -> float:
+        """Budget of a step: a pure function of (seed, step)."""
+        shares = self.config.selector.keep_curriculum
+        rng = np.random.default_rng([self.config.run.seed, step])
+        return shares[int(rng.integers(len(shares)))]
+
+    def loss(self, batch: dict[str, Any], *, step: int, denominator: Tensor) -> dict[str, Tensor]:
+        features = self.model.encode(batch)
+        if step < self.config.selector.distill_steps:
+            imitation = self.model.imitation_loss(features)
+            share = (batch["labels"][:, 1:] != IGNORE_INDEX).sum() / denominator
+            weighted = self.config.selector.distill_weight * share * imitation
+            return {"loss": weighted, "imitation": imitation.detach()}
+        keep = self.keep_at(step)
+        answer, gated = self.model.answer_loss(features, keep=keep, denominator=denominator)
+        return {
+            "loss": answer.total,
+            "token_accuracy": answer.token_accuracy,
+            "keep": torch.tensor(keep),
+            **_observations(gated),
+        }
+
+    @torch.inference_mode()
+    def evaluate(self, source: SampleSource, *, limit: int) -> dict[str, float]:
+        """Exact-match accuracy of generated answers at the configured budget, per kind."""
+        self.model.eval()
+        hits: dict[str, list[bool]] = defaultdict(list)
+        size, end = self.config.eval.batch_size, min(limit, len(source))
+        for start in range(0, end, size):
+            samples = [source[i] for i in range(start, min(start + size, end))]
+            batch = self.renderer.batch(samples, with_answer=False)
+            batch = {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            new_BT = self.model.generate_reduced(
+                self.model.reduce(batch), max_new_tokens=self.config.eval.max_new_tokens
+            )
+            for sample, text in zip(samples, self.renderer.decode(new_BT), strict=True):
+                verdict = is_correct(text, sample.answers, kind=sample.kind)
+                hits["accuracy"].append(verdict)
+                hits[f"accuracy_{sample.kind}"].append(verdict)
+        return {name: sum(values) / len(values) for name, values in sorted(hits.items())}
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """One group per part of the selector, scores apart: a dead score is named."""
+        named: dict[str, list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in self.model.selector.named_parameters():
+            parts = name.split(".")
+            depth = 2 if parts[0] in ("scores", "balance") else 1
+            named[".".join(parts[:depth])].append(parameter)
+        return dict(named)
+
+    def finish(self, run: RunDir) -> None:
+        self.model.eval()
+        self.model.save_pretrained(run.path / "model")
+
+
+def _observations(gated: Gated) -> dict[str, Tensor]:
+    """What the selector is doing, for the log: weights, tensions, softness of the choice."""
+    scored = gated.scored
+    seen = {f"weight_{name}": value.detach().mean() for name, value in scored.weights.items()}
+    for column, name in enumerate(("compress", "explore", "diversify")):
+        seen[f"tension_{name}"] = scored.tension_I3[:, column].detach().mean()
+    chosen = gated.soft_N.detach()[gated.hard_N]
+    seen["gate_confidence"] = chosen.mean()
+    return seen

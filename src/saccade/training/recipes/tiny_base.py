@@ -1,0 +1,275 @@
+"""Recipe `tiny-base`: train a tiny Qwen3-VL from scratch, or any Qwen-VL in full.
+
+In go samples; out comes a plain base model folder (weights, tokenizer, processor) that every
+other recipe loads. All questions about an image share one packed row. On generated scenes an
+auxiliary loss names each cell's content from its visual token: without it the language loss alone
+stays at chance for a very long time, because nothing tells the vision tower what to represent. A
+second one draws the middle layer's attention to the cells that carry the answer. Both use facts
+only the generator knows, and neither exists at inference.
+Left out: LoRA and freezing (those are stages).
+
+Shapes: R rows (images), L tokens, N cells of all images, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import nullcontext
+from collections import defaultdict
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saccade.config.schema import Config, ScenesSource
+from saccade.data.chat import IGNORE_INDEX, ChatRenderer
+from saccade.data.generate.scenes import CELL_TARGETS, SceneSource, cell_targets, vocabulary_texts
+from saccade.data.packing import PackedRows, pack, positions
+from saccade.data.samples import Sample
+from saccade.data.sources import SampleSource, open_source
+from saccade.models.backbone import load_backbone, pick_device
+from saccade.models.losses import supervised_loss
+from saccade.models.relevance.teacher import eager_attention
+from saccade.models.tiny import build_model, build_processor, build_tokenizer, tiny_config
+from saccade.scoring.answers import is_correct
+
+BACKGROUND_WEIGHT = 0.1
+"""Cells without the attribute outnumber the others by far; they count this much."""
+
+
+class CellReader(nn.Module):
+    """Linear read-outs of a cell's content from its visual token, one per attribute."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({name: nn.Linear(width, n) for name, n in CELL_TARGETS.items()})
+
+    def forward(self, cells_ND: Tensor, targets: dict[str, Tensor]) -> Tensor:
+        """Mean weighted cross-entropy over attributes; target 0 means "nothing of that kind"."""
+        losses = []
+        for name, head in self.heads.items():
+            logits_NC, target_N = head(cells_ND.float()), targets[name]
+            weight_N = torch.where(target_N == 0, BACKGROUND_WEIGHT, 1.0)
+            each_N = nn.functional.cross_entropy(logits_NC, target_N, reduction="none")
+            losses.append((each_N * weight_N).sum() / weight_N.sum())
+        return torch.stack(losses).mean()
+
+
+class TinyBaseModel(nn.Module):
+    """The base and, for generated scenes, the auxiliary reader: everything that is trained."""
+
+    def __init__(self, base: nn.Module, reader: CellReader) -> None:
+        super().__init__()
+        self.base = base
+        self.reader = reader
+
+
+class CurriculumSource:
+    """Small scenes first, then full-size ones; the order is the curriculum, so never shuffled."""
+
+    ordered = True
+
+    def __init__(self, config: Config, full: ScenesSource) -> None:
+        images_per_step = config.training.batch_size * config.training.accumulation // full.questions
+        self.first = round(config.tiny_base.small_share * config.training.steps) * images_per_step
+        changes = {
+            "min_cells": config.tiny_base.small_cells * 3 // 4,
+            "max_cells": config.tiny_base.small_cells * 5 // 4,
+            "min_objects": max(1, config.tiny_base.small_objects - 1),
+            "max_objects": config.tiny_base.small_objects + 1,
+            "scenes": max(1, self.first),
+        }
+        self.questions = full.questions
+        self.small = SceneSource(full.model_copy(update=changes))
+        total = max(full.scenes, config.training.steps * images_per_step)
+        self.full = SceneSource(full.model_copy(update={"scenes": total}))
+
+    def __len__(self) -> int:
+        return len(self.full)
+
+    def __getitem__(self, position: int) -> Sample:
+        source = self.small if position // self.questions < self.first else self.full
+        return source[position]
+
+    def groups(self) -> list[list[int]]:
+        return self.full.groups()
+
+    def fingerprint(self) -> str:
+        return f"{self.small.fingerprint()}+{self.full.fingerprint()}"
+
+
+class TinyBaseRecipe:
+    """What the training loop needs to know about `tiny-base`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        device = pick_device(config.model)
+        if config.tiny_base.start == "scratch":
+            tokenizer = build_tokenizer(vocabulary_texts(), vocab_size=config.arch.vocab_size)
+            self.processor = build_processor(config.arch, tokenizer)
+            base = build_model(tiny_config(config.arch, tokenizer), seed=config.run.seed)
+        else:
+            backbone = load_backbone(config.model, device=device)
+            self.processor, base = backbone.processor, backbone.model
+        base.requires_grad_(True)
+        self.renderer = ChatRenderer(
+            self.processor, min_pixels=config.model.min_pixels, max_pixels=config.model.max_pixels
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.run.seed)
+            reader = CellReader(base.config.text_config.hidden_size)
+        # without scenes nothing trains the reader, and an untrained tensor is not "trainable"
+        reader.requires_grad_(config.data.train.type == "scenes")
+        self.model = TinyBaseModel(base, reader).to(device)
+
+    def train_source(self) -> SampleSource:
+        source = self.config.data.train
+        if isinstance(source, ScenesSource) and self.config.tiny_base.small_share > 0:
+            return CurriculumSource(self.config, source)
+        return open_source(source)
+
+    def collate(self, samples: list[Sample]) -> dict[str, Any]:
+        groups = [list(group) for _, group in groupby(samples, key=lambda s: s.image_key or s.id)]
+        encoded = [[self.renderer.encode(s, with_answer=True) for s in group] for group in groups]
+        rows = pack(encoded, markers=self.renderer.markers)
+        ids_RL = rows.input_ids_RL
+        types_RL = (ids_RL == self.renderer.markers.image).to(torch.int)
+        rope_3RL, _ = self.model.base.model.get_rope_index(
+            ids_RL, mm_token_type_ids=types_RL, image_grid_thw=rows.grid_I3
+        )
+        batch: dict[str, Any] = {
+            "input_ids": ids_RL,
+            "labels": rows.labels_RL,
+            "attention_mask": rows.block_mask(),
+            "position_ids": positions(rows.segment_RL, rope_3RL),
+            "sample_ids": [sample.id for sample in samples],
+        }
+        if rows.pixels_ND is not None:
+            batch["pixel_values"], batch["image_grid_thw"] = rows.pixels_ND, rows.grid_I3
+        batch |= self._look_targets(groups, rows)
+        scenes = [group[0].facts.get("scene") for group in groups]
+        if all(scene is not None for scene in scenes):
+            targets = [cell_targets(scene) for scene in scenes]
+            batch["cell_targets"] = {
+                name: torch.tensor([label for one in targets for label in one[name]])
+                for name in CELL_TARGETS
+            }
+        return batch
+
+    def _look_targets(self, groups: list[list[Sample]], rows: PackedRows) -> dict[str, Tensor]:
+        """Per question with known answer cells: its row, its last prompt token, the cells' tokens."""
+        row_Q, asking_Q, cells_QL = [], [], []
+        image_RL = rows.input_ids_RL == self.renderer.markers.image
+        learned_RL = rows.labels_RL != IGNORE_INDEX
+        for row, group in enumerate(groups):
+            tokens = image_RL[row].nonzero()[:, 0]
+            for number, sample in enumerate(group, start=1):
+                cells = sample.facts.get("answer_cells")
+                if not cells:
+                    continue
+                first = (learned_RL[row] & (rows.segment_RL[row] == number)).nonzero()[0, 0]
+                here_L = torch.zeros(rows.input_ids_RL.shape[1], dtype=torch.bool)
+                here_L[tokens[cells]] = True
+                row_Q.append(row)
+                asking_Q.append(int(first) - 1)
+                cells_QL.append(here_L)
+        if not row_Q:
+            return {}
+        return {
+            "look_row": torch.tensor(row_Q),
+            "look_from": torch.tensor(asking_Q),
+            "look_at": torch.stack(cells_QL),
+        }
+
+    def loss(self, batch: dict[str, Any], *, step: int, denominator: Tensor) -> dict[str, Tensor]:
+        base, settings = self.model.base, self.config.tiny_base
+        features = None
+        if "pixel_values" in batch:
+            features = base.model.get_image_features(
+                batch["pixel_values"], batch["image_grid_thw"], return_dict=True
+            )
+        look = "look_at" in batch and settings.look_loss_weight > 0
+        with eager_attention(base) if look else nullcontext():
+            out = base.model(
+                input_ids=batch["input_ids"],
+                attention_mask=self._additive(batch["attention_mask"]),
+                position_ids=batch["position_ids"],
+                mm_encoder_outputs={"image": features} if features is not None else None,
+                output_attentions=look,
+                use_cache=False,
+            )
+        answer = supervised_loss(
+            base.lm_head, out.last_hidden_state, batch["labels"], denominator=denominator
+        )
+        metrics = {"loss": answer.total, "token_accuracy": answer.token_accuracy}
+        # micro-batches' losses are summed over a step, so each auxiliary brings its share of tokens
+        share = answer.tokens / denominator
+        if look:
+            look_loss = self._look_loss(out.attentions, batch)
+            metrics["loss"] = metrics["loss"] + settings.look_loss_weight * share * look_loss
+            metrics["look_loss"] = look_loss.detach()
+        if "cell_targets" in batch and features is not None and settings.cell_loss_weight > 0:
+            cells_ND = torch.cat(list(features.pooler_output))
+            cell_loss = self.model.reader(cells_ND, batch["cell_targets"])
+            metrics["loss"] = metrics["loss"] + settings.cell_loss_weight * share * cell_loss
+            metrics["cell_loss"] = cell_loss.detach()
+        return metrics
+
+    def _additive(self, visible_R1LL: Tensor) -> Tensor:
+        """Eager attention adds its mask, so it must be a number, not a truth value."""
+        dtype = self.model.base.dtype
+        zero = torch.zeros((), dtype=dtype, device=visible_R1LL.device)
+        return torch.where(visible_R1LL, zero, torch.finfo(dtype).min)
+
+    @staticmethod
+    def _look_loss(attentions: tuple[Tensor, ...], batch: dict[str, Any]) -> Tensor:
+        """-log of the attention that half the middle layer's heads pay to the answer's cells."""
+        layer_RHLL = attentions[len(attentions) // 2]
+        heads = max(1, layer_RHLL.shape[1] // 2)
+        paid_QHL = layer_RHLL[batch["look_row"], :heads, batch["look_from"]]
+        mass_QH = (paid_QHL * batch["look_at"][:, None]).sum(-1)
+        return -mass_QH.clamp_min(1e-6).log().mean()
+
+    @torch.inference_mode()
+    def evaluate(self, source: SampleSource, *, limit: int) -> dict[str, float]:
+        """Exact-match accuracy of generated answers, in all and per question kind."""
+        right: dict[str, list[bool]] = defaultdict(list)
+        base = self.model.base.eval()
+        size = self.config.eval.batch_size
+        for start in range(0, min(limit, len(source)), size):
+            samples = [source[i] for i in range(start, min(start + size, limit, len(source)))]
+            batch = self.renderer.batch(samples, with_answer=False)
+            ids, device = batch["input_ids"], base.device
+            inputs = {
+                name: value.to(device)
+                for name, value in batch.items()
+                if isinstance(value, Tensor) and name != "labels"
+            }
+            new = base.generate(**inputs, max_new_tokens=self.config.eval.max_new_tokens)
+            for sample, text in zip(
+                samples, self.renderer.decode(new[:, ids.shape[1] :]), strict=True
+            ):
+                verdict = is_correct(text, sample.answers, kind=sample.kind)
+                right["all"].append(verdict)
+                right[sample.kind].append(verdict)
+        return {
+            "accuracy" if kind == "all" else f"accuracy_{kind}": sum(hits) / len(hits)
+            for kind, hits in sorted(right.items())
+        }
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        named: dict[str, list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                part = ".".join(p for p in name.split(".")[:5] if p not in ("base", "model"))
+                named[part.removesuffix(".weight").removesuffix(".bias")].append(parameter)
+        return dict(named)
+
+    def finish(self, run: Any) -> None:
+        """Write the base model folder to the run, and to `tiny_base.export` when asked."""
+        folder = run.path / "model"
+        self.model.base.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        if self.config.tiny_base.export is not None:
+            shutil.copytree(folder, self.config.tiny_base.export, dirs_exist_ok=True)

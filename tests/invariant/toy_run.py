@@ -1,0 +1,226 @@
+"""A toy recipe that runs the whole training machinery in a second, as a program of its own.
+
+Generated samples (no images) flow through the real `run_training` into a real run directory; the
+tests start this file as a subprocess, kill it and compare. The task: name the sum of a few digits.
+The model draws dropout from the global random state, so an inexact resume shows in its losses.
+
+    python toy_run.py FOLDER [key=value ...]
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from saccade.config.errors import SaccadeError
+from saccade.config.resolve import Resolved, resolve
+from saccade.config.schema import Config
+from saccade.data.samples import DataError, Sample
+from saccade.data.sources import SampleSource
+from saccade.training.run import run_training
+from saccade.training.rundir import RunDir
+from saccade.training.trainers import SaccadeTrainer  # noqa: F401  imported once, before forking
+
+DIGITS, CLASSES = 6, 4
+SETTINGS = (
+    "training.steps=30", "training.batch_size=8", "training.save_every=5", "training.threads=1",
+    "training.eval_every=10", "training.eval_samples=24", "training.learning_rate=0.01",
+)  # fmt: skip
+
+
+class ToySource:
+    """Rows of digits; rows named in `broken` raise, the digits of `poisoned` become NaN."""
+
+    def __init__(self, size: int, *, seed: int, questions: int = 4) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.rows = torch.randint(0, 10, (size, DIGITS), generator=generator)
+        self.questions = questions
+        self.broken: set[int] = set()
+        self.poisoned: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int, /) -> Sample:
+        if position in self.broken:
+            raise DataError("the row is broken", where=f"toy row {position}")
+        digits = self.rows[position].tolist()
+        facts = {"digits": digits, "poisoned": position in self.poisoned}
+        return Sample(id=f"toy-{position}", question="", answers=(str(sum(digits)),), facts=facts)
+
+    def groups(self) -> list[list[int]]:
+        step = self.questions
+        return [
+            list(range(start, min(start + step, len(self)))) for start in range(0, len(self), step)
+        ]
+
+    def fingerprint(self) -> str:
+        return f"toy-{len(self)}-{int(self.rows.sum())}"
+
+
+class ToyModel(nn.Module):
+    def __init__(self, *, width: int, dropout: float) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, 8)
+        self.body = nn.Sequential(
+            nn.Linear(8 * DIGITS, width), nn.LayerNorm(width), nn.GELU(), nn.Dropout(dropout)
+        )
+        self.head = nn.Linear(width, CLASSES)
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+
+
+class ToyRecipe:
+    """Up to three supervised tokens per sample, a different number in each."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.model = ToyModel(
+            width=int(os.environ.get("TOY_WIDTH", "32")),
+            dropout=float(os.environ.get("TOY_DROPOUT", "0.1")),
+        )
+        self.source = ToySource(80, seed=1)
+        self.source.broken = _numbers("TOY_BROKEN")
+        self.source.poisoned = _numbers("TOY_POISONED")
+
+    def train_source(self) -> SampleSource:
+        return self.source
+
+    def collate(self, samples: list[Sample]) -> dict[str, Any]:
+        digits_BL = torch.tensor([sample.facts["digits"] for sample in samples])
+        labels_BT = (digits_BL.sum(1, keepdim=True) + torch.arange(3)) % CLASSES
+        # uneven token counts are what a mean per micro-batch would get wrong
+        labels_BT[torch.arange(3) > digits_BL[:, :1] % 3] = -100
+        poison_B = torch.tensor([float(sample.facts["poisoned"]) for sample in samples])
+        return {"input_ids": digits_BL, "labels": labels_BT, "poison": poison_B}
+
+    def loss(self, batch: dict[str, Any], *, step: int, denominator: Tensor) -> dict[str, Tensor]:
+        features = self.model.embed(batch["input_ids"]).flatten(1)
+        logits_BC = self.model.head(self.model.body(features))
+        logits_BTC = logits_BC[:, None].expand(-1, 3, -1)
+        each = nn.functional.cross_entropy(
+            logits_BTC.reshape(-1, CLASSES), batch["labels"].reshape(-1), reduction="sum"
+        )
+        supervised = (batch["labels"] != -100).sum()
+        mutant = os.environ.get("TOY_MUTANT")
+        if mutant == "micro-mean":  # what a mean per micro-batch would do
+            denominator = supervised * self.config.training.accumulation
+        if mutant == "rank-mean":  # what leaving out a second averaging would do
+            denominator = denominator * 2
+        loss = each / denominator + 0.0 / (1.0 - batch["poison"].max())
+        return {"loss": loss, "token_loss": each.detach() / supervised}
+
+    @torch.no_grad()
+    def evaluate(self, source: SampleSource, *, limit: int) -> dict[str, float]:
+        self.model.eval()
+        right, seen = 0, min(limit, len(source))
+        for index in range(seen):
+            batch = self.collate([source[index]])
+            noise = torch.rand(100_000).sort().values  # draws, and takes time to be killed in
+            features = self.model.embed(batch["input_ids"]).flatten(1)
+            logits_C = self.model.head(self.model.body(features))[0] + 0 * noise[0]
+            right += int(logits_C.argmax() == batch["labels"][0, 0])
+        return {"accuracy": right / seen}
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        model = self.model
+        return {
+            "embed": list(model.embed.parameters()),
+            "body": list(model.body.parameters()),
+            "head": list(model.head.parameters()),
+        }
+
+    def finish(self, run: RunDir) -> None:
+        torch.save(self.model.state_dict(), run.path / "final.pt")
+
+
+def _numbers(name: str) -> set[int]:
+    return {int(one) for one in os.environ.get(name, "").split(",") if one}
+
+
+def toy_settings(folder: Path, overrides: Sequence[str] = ()) -> Resolved:
+    """The toy's configuration for a run in `folder`."""
+    place = (f"run.root={folder.parent}", f"run.name={folder.name}")
+    return resolve("relevance", overrides=[*SETTINGS, *place, *overrides])
+
+
+def train_toy(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Train the toy in this process."""
+    return run_training(
+        toy_settings(folder, overrides),
+        make_recipe=ToyRecipe,
+        open_eval=lambda source: ToySource(40, seed=2),
+        console=Console(stderr=True),
+    )
+
+
+def main(folder: Path, overrides: Sequence[str]) -> int:
+    """Train, and return the exit code that the command line would."""
+    try:
+        train_toy(folder, overrides)
+    except SaccadeError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+class ForkedRun:
+    """The same in a fork of this process: real signals and real deaths without a new import."""
+
+    def __init__(
+        self,
+        folder: Path,
+        overrides: Sequence[str] = (),
+        *,
+        env: Mapping[str, str] | None = None,
+        log: Path | None = None,
+    ) -> None:
+        self.log = log or folder.with_suffix(".log")
+        self.code: int | None = None
+        self.pid = os.fork()
+        if self.pid:
+            return
+        code = 1
+        try:
+            os.environ.update(env or {})
+            output = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            for stream in (1, 2):
+                os.dup2(output, stream)
+            sys.stderr = os.fdopen(2, "w", buffering=1)
+            code = main(folder, overrides)
+            sys.stderr.flush()
+        finally:
+            os._exit(code)  # never back into the caller's test session
+
+    def poll(self) -> int | None:
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
+        return self.code
+
+    def wait(self) -> int:
+        while (code := self.poll()) is None:
+            time.sleep(0.005)
+        return code
+
+    def send_signal(self, sig: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, sig)
+
+    def output(self) -> str:
+        return self.log.read_text("utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))
