@@ -1,0 +1,114 @@
+"""The cells of a comparison: which selector at which budget, and answers kept between calls.
+
+A comparison is a grid of cells (selector x budget x repetition). Each cell's answers live in one
+file of JSON lines under `runs/NAME/comparison/`, whose first line names everything the answers
+depend on: weights, data, budget, image limits. A cell whose first line still fits is continued
+where it stopped, any other is started afresh; so an interrupted comparison continues and a
+finished one is read back without loading a model. Left out: computing answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from saccade.config.schema import Budget
+from saccade.evaluation.records import Prediction
+
+Matched = Literal["tokens", "flops"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One selector at one budget.
+
+    `budget` is the budget the cell is compared at, `keep` what the selector is told: they differ
+    for a resize that is matched to our cost instead of our tokens.
+    """
+
+    arm: str
+    budget: Budget
+    keep: Budget
+    seed: int = 0
+    matched: Matched = "tokens"
+
+    @property
+    def name(self) -> str:
+        """Unique, and fit for a file name."""
+        parts = [self.arm, budget_label(self.budget).replace("%", "pc").replace(" ", "-")]
+        if self.matched == "flops":
+            parts.append("matched-flops")
+        return "_".join([*parts, f"s{self.seed}"])
+
+
+def budget_label(budget: Budget) -> str:
+    """A budget for people: `25%` for a share, `64 tokens` for a count."""
+    if isinstance(budget, int):
+        return f"{budget} token{'s' if budget != 1 else ''}"
+    return f"{budget:.1%}".replace(".0%", "%")
+
+
+def plan_cells(
+    arms: Sequence[str], budgets: Sequence[Budget], *, random_arms: Iterable[str], seeds: int
+) -> list[Cell]:
+    """All cells at matched tokens: `full` once, arms that draw at random once per seed."""
+    drawn = set(random_arms)
+    cells = [Cell("full", 1.0, 1.0)] if "full" in arms else []
+    for budget in budgets:
+        for arm in arms:
+            if arm != "full":
+                repeats = range(seeds if arm in drawn else 1)
+                cells += [Cell(arm, budget, budget, seed) for seed in repeats]
+    return cells
+
+
+class CellStore:
+    """Answers of all cells of one comparison, on disk; `key` names what they depend on."""
+
+    def __init__(self, folder: Path, *, key: dict[str, Any]) -> None:
+        self.folder = folder
+        self.key = key
+        self._found: dict[Cell, dict[str, Prediction]] = {}
+
+    def answers(self, cell: Cell) -> dict[str, Prediction]:
+        """Stored answers of a cell by sample id (empty when there are none that fit the key)."""
+        if cell not in self._found:
+            self._found[cell] = self._load(cell)
+        return self._found[cell]
+
+    def append(self, cell: Cell, predictions: Sequence[Prediction]) -> None:
+        """Add answers to a cell; they survive a kill right after this returns."""
+        known = self.answers(cell)
+        path = self._path(cell)
+        lines = "".join(one.as_json() + "\n" for one in predictions)
+        if not known:
+            lines = self._header(cell) + "\n" + lines
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with path.open("a" if known else "w", encoding="utf-8") as file:
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        known.update({one.id: one for one in predictions})
+
+    def _path(self, cell: Cell) -> Path:
+        return self.folder / f"{cell.name}.jsonl"
+
+    def _header(self, cell: Cell) -> str:
+        return json.dumps({"v": 1, **self.key, "arm": cell.arm, "keep": cell.keep}, sort_keys=True)
+
+    def _load(self, cell: Cell) -> dict[str, Prediction]:
+        path = self._path(cell)
+        if not path.is_file():
+            return {}
+        lines = path.read_text("utf-8").split("\n")
+        if lines[0] != self._header(cell):
+            return {}
+        if lines[-1]:  # a killed writer left half a line: cut it off, so that appending is safe
+            torn = len(lines[-1].encode())
+            os.truncate(path, path.stat().st_size - torn)
+        rows = [Prediction.from_json(json.loads(line)) for line in lines[1:-1] if line]
+        return {row.id: row for row in rows}

@@ -1,0 +1,148 @@
+"""One scored answer, its JSON line, and the summaries made of many.
+
+A `Prediction` holds everything needed to judge an answer again without the model: the question,
+the accepted answers, what the model said, and how many visual tokens it was shown. In go samples,
+texts and selections; out come records, files of them, and accuracies with intervals. Left out:
+producing the answers (`run.py`, `compare.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from saccade.data.samples import Sample
+from saccade.evaluation.statistics import wilson_interval
+from saccade.scoring.answers import is_correct
+from saccade.training.rundir import write_atomically
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model answered to one sample under one selector and budget."""
+
+    id: str
+    group: str
+    kind: str
+    question: str
+    answers: tuple[str, ...]
+    prediction: str
+    correct: bool
+    full: tuple[int, ...]  # visual tokens of each image before selection
+    kept: tuple[int, ...]  # visual tokens of each image that the language model read
+    tokens: int  # tokens that entered layer 0, text included
+    answer_cells_kept: float | None  # share of the answer-carrying cells kept, where known
+    arm: str
+    keep: int | float | None  # None: the budget the model was configured with
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Prediction:
+        lists = {name: tuple(row[name]) for name in ("answers", "full", "kept")}
+        return cls(**{**row, **lists})
+
+
+def make_prediction(
+    sample: Sample,
+    text: str,
+    *,
+    selections: Sequence[Any],
+    tokens: int,
+    arm: str,
+    keep: int | float | None,
+) -> Prediction:
+    """Judge one answer. `selections` are the sample's images as the model's `reduce` tells them."""
+    return Prediction(
+        id=sample.id,
+        group=sample.image_key or sample.id,
+        kind=sample.kind,
+        question=sample.question,
+        answers=tuple(sample.answers),
+        prediction=text,
+        correct=is_correct(text, sample.answers, kind=sample.kind),
+        full=tuple(int(one.full) for one in selections),
+        kept=tuple(int(one.kept) for one in selections),
+        tokens=int(tokens),
+        answer_cells_kept=answer_cells_kept(sample, selections),
+        arm=arm,
+        keep=keep,
+    )
+
+
+def answer_cells_kept(sample: Sample, selections: Sequence[Any]) -> float | None:
+    """Share of the cells that carry the answer and were kept.
+
+    None when the sample does not know its cells, when cells were merged or resized rather than
+    chosen, or when the processor rescaled the image to another grid.
+    """
+    cells, grid = sample.facts.get("answer_cells"), sample.facts.get("grid")
+    if not cells or grid is None or len(selections) != 1:
+        return None
+    (selection,) = selections
+    if selection.keep_HW is None or tuple(selection.keep_HW.shape) != tuple(grid):
+        return None
+    kept_N = selection.keep_HW.flatten().tolist()
+    return sum(bool(kept_N[cell]) for cell in cells) / len(cells)
+
+
+def rejudged(prediction: Prediction) -> Prediction:
+    """The same answer, judged by the scoring rules as they are now."""
+    verdict = is_correct(prediction.prediction, prediction.answers, kind=prediction.kind)
+    return replace(prediction, correct=verdict)
+
+
+def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Write one line per prediction; readers see the whole file or none of it."""
+    write_atomically(path, "".join(one.as_json() + "\n" for one in predictions))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON; readers see the whole file or none of it."""
+    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read a predictions file; a torn last line (a killed writer) is dropped."""
+    rows = path.read_text(encoding="utf-8").split("\n")
+    complete = rows[:-1] if rows[-1] else rows
+    return [Prediction.from_json(json.loads(row)) for row in complete if row.strip()]
+
+
+def accuracy(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Share of right answers with its 95 % Wilson interval and the sample count."""
+    right = sum(p.correct for p in predictions)
+    low, high = wilson_interval(right, total=len(predictions))
+    share = right / len(predictions) if predictions else 0.0
+    return {"accuracy": share, "low": low, "high": high, "samples": len(predictions)}
+
+
+def accuracy_by_kind(predictions: Sequence[Prediction]) -> dict[str, dict[str, Any]]:
+    """`accuracy` of each question kind, in alphabetical order."""
+    kinds: dict[str, list[Prediction]] = defaultdict(list)
+    for prediction in predictions:
+        kinds[prediction.kind].append(prediction)
+    return {kind: accuracy(kinds[kind]) for kind in sorted(kinds)}
+
+
+def token_counts(predictions: Sequence[Prediction]) -> dict[str, float | None]:
+    """Mean token counts per sample.
+
+    Dropping happens before the language model, so the KV cache after prefill holds exactly the
+    tokens that entered layer 0; both are stated because methods that drop later differ.
+    """
+    count = max(1, len(predictions))
+    recalls = [p.answer_cells_kept for p in predictions if p.answer_cells_kept is not None]
+    tokens = sum(p.tokens for p in predictions) / count
+    return {
+        "visual_tokens_full": sum(sum(p.full) for p in predictions) / count,
+        "visual_tokens_kept": sum(sum(p.kept) for p in predictions) / count,
+        "tokens_into_layer_0": tokens,
+        "kv_tokens_after_prefill": tokens,
+        "answer_cells_kept": sum(recalls) / len(recalls) if recalls else None,
+    }

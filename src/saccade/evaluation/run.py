@@ -1,0 +1,175 @@
+"""Score a run on its held-out samples: generate, judge, count, write.
+
+In goes a run directory; out come `predictions.jsonl` (every answer with what is needed to judge it
+again) and `evaluation.json` (accuracy with 95 % intervals in all and per question kind, beside the
+baseline of always giving the kind's commonest training answer, and token counts). Both are written
+whole or not at all. `rejudge` repeats the judging alone, without a model. Answers are greedy and
+every sample is computed as if alone, so the batch size changes nothing. Left out: other selectors
+(`compare.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from saccade.config.errors import InputError
+from saccade.config.schema import Budget, Source
+from saccade.data.samples import DataError
+from saccade.data.sources import open_source
+from saccade.evaluation.load import (
+    LoadedRun,
+    Progress,
+    load_run,
+    model_fingerprint,
+    no_progress,
+    read_samples,
+    select_indices,
+)
+from saccade.evaluation.records import (
+    Prediction,
+    accuracy,
+    accuracy_by_kind,
+    read_predictions,
+    rejudged,
+    token_counts,
+    write_json,
+    write_predictions,
+)
+from saccade.scoring.answers import is_correct, normalise
+from saccade.training.rundir import RunDir
+
+log = logging.getLogger(__name__)
+MAJORITY_SAMPLES = 2000
+"""Training samples read, spread evenly, to find the commonest answer of each kind."""
+
+
+def evaluate_run(
+    run: RunDir,
+    *,
+    limit: int | None = None,
+    arm: str = "trained",
+    keep: Budget | None = None,
+    checkpoint: Path | None = None,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Score the run's model on `data.eval` and write predictions and summary.
+
+    `keep` defaults to the configured budget, `checkpoint` to the finished model or, before that
+    exists, the newest checkpoint. Raises InputError for an arm the run has not.
+    """
+    config = run.config()
+    loaded = load_run(run, checkpoint=checkpoint)
+    arm = "full" if arm == "trained" and "trained" not in loaded.arms else arm
+    if arm not in loaded.arms:
+        raise InputError(
+            f"{run.path}: no selector {arm!r}\n  fix: use one of {', '.join(loaded.arms)}"
+        )
+    source = open_source(config.data.eval)
+    indices = select_indices(source, limit=limit)
+    predictions, broken = _answer_all(
+        loaded, source, indices, arm=arm, keep=keep, progress=progress
+    )
+    result = {
+        "arm": arm,
+        "keep": keep if keep is not None else config.selector.keep,
+        "model": model_fingerprint(run, checkpoint=checkpoint),
+        "data": source.fingerprint(),
+        "skipped": [str(error) for error in broken],
+        "majority_answers": majority_answers(config.data.train),
+        "tokens": token_counts(predictions),
+    }
+    return _write(run, predictions, result)
+
+
+def rejudge(run: RunDir) -> dict[str, Any]:
+    """Judge the stored answers again, with the scoring rules as they are now; needs no model."""
+    if not run.predictions_file.is_file():
+        raise InputError(
+            f"{run.predictions_file}: no stored answers\n  fix: run `saccade eval {run.path}` first"
+        )
+    predictions = [rejudged(one) for one in read_predictions(run.predictions_file)]
+    return _write(run, predictions, read_evaluation(run) or {})
+
+
+def read_evaluation(run: RunDir) -> dict[str, Any] | None:
+    """What `evaluation.json` says, or None before the run was scored."""
+    import json
+
+    path = evaluation_file(run)
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def evaluation_file(run: RunDir) -> Path:
+    return run.path / "evaluation.json"
+
+
+def majority_answers(train: Source, *, limit: int = MAJORITY_SAMPLES) -> dict[str, str]:
+    """The commonest training answer of each question kind; ties go to the one seen first."""
+    source = open_source(train)
+    samples, _ = read_samples(source, select_indices(source, limit=limit), skip_broken=True)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for sample in samples:
+        counts[sample.kind][normalise(sample.answer)] += 1
+    return {kind: counts[kind].most_common(1)[0][0] for kind in sorted(counts)}
+
+
+def majority_accuracy(
+    predictions: Sequence[Prediction], *, majority: Mapping[str, str]
+) -> dict[str, float]:
+    """Accuracy of always giving the kind's commonest training answer: per kind, and `all`."""
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for one in predictions:
+        guess = majority.get(one.kind, "")
+        verdict = is_correct(guess, one.answers, kind=one.kind)
+        hits[one.kind].append(verdict)
+        hits["all"].append(verdict)
+    return {kind: sum(values) / len(values) for kind, values in sorted(hits.items())}
+
+
+def _answer_all(
+    loaded: LoadedRun,
+    source: Any,
+    indices: Sequence[int],
+    *,
+    arm: str,
+    keep: Budget | None,
+    progress: Progress,
+) -> tuple[list[Prediction], list[DataError]]:
+    predictions: list[Prediction] = []
+    broken: list[DataError] = []
+    size = loaded.config.eval.batch_size
+    skip = loaded.config.data.on_error == "skip"
+    for start in range(0, len(indices), size):
+        progress(f"answering ({arm})", start, len(indices))
+        samples, unread = read_samples(source, indices[start : start + size], skip_broken=skip)
+        batch, unseen = loaded.batch(samples, skip_broken=skip)
+        for error in [*unread, *unseen]:
+            log.warning("skipped: %s", error)
+            broken.append(error)
+        if batch.samples:
+            features = loaded.features(batch)
+            predictions += loaded.answer(batch, arm=arm, keep=keep, seed=0, features=features)
+    progress(f"answering ({arm})", len(indices), len(indices))
+    if not predictions:
+        raise InputError(
+            "no sample could be scored\n  fix: check data.eval with `saccade data check`"
+        )
+    return predictions, broken
+
+
+def _write(run: RunDir, predictions: list[Prediction], details: dict[str, Any]) -> dict[str, Any]:
+    majority = majority_accuracy(predictions, majority=details.get("majority_answers", {}))
+    kinds = accuracy_by_kind(predictions)
+    result = {
+        **details,
+        **accuracy(predictions),
+        "majority": majority["all"],
+        "kinds": {kind: {**score, "majority": majority[kind]} for kind, score in kinds.items()},
+    }
+    write_predictions(run.predictions_file, predictions)
+    write_json(evaluation_file(run), result)
+    return result

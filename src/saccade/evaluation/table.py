@@ -1,0 +1,112 @@
+"""Comparisons and evaluations as terminal tables.
+
+In goes the content of `comparison.json` or `evaluation.json`; out come rich renderables. Left out:
+printing (the command line's business) and HTML (the report's).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from saccade.evaluation.plot import flops_text
+
+
+def comparison_table(result: dict[str, Any]) -> Table:
+    """One line per selector and budget, best first within a budget."""
+    table = Table(title=f"{result['samples']} held-out questions", title_justify="left")
+    for name in ("budget", "selector"):
+        table.add_column(name, no_wrap=True)
+    for name in ("accuracy", "trained is better by", "tokens", "answer cells", "FLOPs", "x FLOPs",
+                 "ms", "sees question", "learned"):  # fmt: skip
+        table.add_column(name, justify="right")
+    budget = None
+    for row in sorted_rows(result):
+        if budget is not None and row["budget_label"] != budget:
+            table.add_section()
+        budget = row["budget_label"]
+        style = {"trained": "bold", "full": "dim"}.get(row["arm"], "")
+        table.add_row(*_cells(row), style=style)
+    table.caption = _caption(result)
+    table.caption_justify = "left"
+    return table
+
+
+def sorted_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Full first, then budget by budget, most accurate first."""
+    order = {str(budget): place for place, budget in enumerate(result["budgets"])}
+
+    def key(row: dict[str, Any]) -> tuple[int, float]:
+        place = -1 if row["arm"] == "full" else order[str(row["budget"])]
+        return place, -row["accuracy"]
+
+    return sorted(result["rows"], key=key)
+
+
+def difference_text(row: dict[str, Any]) -> str:
+    """How much better the trained selector is, in points, with its interval."""
+    found = row["difference"]
+    if found is None:
+        return ""
+    mean, low, high = (100 * found[part] for part in ("mean", "low", "high"))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def accuracy_text(row: dict[str, Any]) -> str:
+    """Accuracy in percent; the spread over seeds where the selector draws at random."""
+    text = f"{100 * row['accuracy']:.1f}"
+    return f"{text} \u00b1 {100 * row['accuracy_sd']:.1f}" if row["seeds"] > 1 else text
+
+
+def _cells(row: dict[str, Any]) -> list[str | Text]:
+    recall, cost = row["answer_cells_kept"], row["milliseconds"]
+    return [
+        row["budget_label"],
+        row["title"],
+        accuracy_text(row),
+        difference_text(row),
+        f"{row['visual_tokens_kept']:.0f} of {row['visual_tokens_full']:.0f}",
+        "" if recall is None else f"{100 * recall:.0f}%",
+        flops_text(row["flops"]["total"]),
+        f"{row['flops_speedup']:.2f}",
+        "" if cost is None else f"{cost['total_ms']:.1f}",
+        "yes" if row["query_aware"] else "no",
+        "yes" if row["trained"] else "no",
+    ]
+
+
+def _caption(result: dict[str, Any]) -> str:
+    return (
+        "accuracy in percent; differences in points with 95% intervals, paired by image; FLOPs = "
+        "vision + selector + language per question; dropping after the encoder can reach at most "
+        f"{result['ceiling']:.2f}x FLOPs here"
+    )
+
+
+def evaluation_table(result: dict[str, Any]) -> Table:
+    """Accuracy per question kind beside the majority baseline."""
+    table = Table(title=f"{result['samples']} held-out questions", title_justify="left")
+    table.add_column("kind")
+    for name in ("accuracy", "95% interval", "majority", "questions"):
+        table.add_column(name, justify="right")
+    scores = [*result["kinds"].items(), ("all", result)]
+    for kind, score in scores:
+        if kind == "all":
+            table.add_section()
+        table.add_row(
+            kind,
+            f"{100 * score['accuracy']:.1f}",
+            f"{100 * score['low']:.1f} to {100 * score['high']:.1f}",
+            f"{100 * score['majority']:.1f}",
+            str(score["samples"]),
+            style="bold" if kind == "all" else "",
+        )
+    tokens = result["tokens"]
+    table.caption = (
+        f"visual tokens kept {tokens['visual_tokens_kept']:.1f} of "
+        f"{tokens['visual_tokens_full']:.1f}; tokens into layer 0 (and in the KV cache after "
+        f"prefill) {tokens['tokens_into_layer_0']:.1f}"
+    )
+    return table
