@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +70,23 @@ def test_the_main_job_runs_through_every_verb(tmp_path: Path) -> None:
     report = Path(run("report", "smoke-relevance").strip())
     assert (tmp_path / report).is_file()
     assert (tmp_path / "look.png").is_file()
+
+
+def test_ctrl_c_outside_training_leaves_with_130_and_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "saccade.cli", "data", "check", "data.train.scenes=1000000"]
+    source = Path(__file__).parents[2] / "src"
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(source)},
+        stderr=subprocess.PIPE,
+        text=True,
+        restore_signals=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    )
+    assert process.stderr is not None
+    assert "checking train" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) == 130
+    assert "Traceback" not in rest
