@@ -49,7 +49,7 @@ WORDS = ("what", "is", "written", "on", "the", "small", "sign", "beside", "the",
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="tiny", help="tiny, a folder, or a hub name")
     parser.add_argument("--dims", choices=["2b", "4b", "8b"], help="random weights at this size")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")

@@ -58,7 +58,9 @@ def picture(*, seed: int, height: int, width: int) -> Image.Image:
 
 def sample(number: int, *sizes: tuple[int, int], question: str = "what color is it?") -> Sample:
     """A sample with one generated picture per (height, width)."""
-    images = tuple(picture(seed=97 * number + i, height=h, width=w) for i, (h, w) in enumerate(sizes))
+    images = tuple(
+        picture(seed=97 * number + i, height=h, width=w) for i, (h, w) in enumerate(sizes)
+    )
     return Sample(id=f"s{number}", question=question, answers=("red",), images=images)
 
 

@@ -41,7 +41,7 @@ def chromium(folder: Path, html: str, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def html() -> str:
-    from report_example import comparison, explanation, training_events
+    from tests.report_example import comparison, explanation, training_events
 
     return page(
         ReportData(

@@ -11,6 +11,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+
+from saccade.models.relevance.allocate import top_k
+from saccade.models.relevance.gates import gated_attention_mask
+from saccade.models.relevance.model import RelevanceModel
+from saccade.models.relevance.prune import ImageTokens, LanguageInputs, full_length
 from tests.tiny_models import (
     mixed_samples,
     model_inputs,
@@ -19,11 +24,6 @@ from tests.tiny_models import (
     renderer,
     sample,
 )
-
-from saccade.models.relevance.allocate import top_k
-from saccade.models.relevance.gates import gated_attention_mask
-from saccade.models.relevance.model import RelevanceModel
-from saccade.models.relevance.prune import ImageTokens, LanguageInputs, full_length
 
 TOLERANCE = 1e-4
 
@@ -99,7 +99,9 @@ def swap_level_for_sample(inputs: LanguageInputs) -> LanguageInputs:
     images = inputs.images
     assert images is not None
     first = images.deepstack[0]
-    return replace(inputs, images=ImageTokens(images.pooled, tuple(first for _ in images.deepstack)))
+    return replace(
+        inputs, images=ImageTokens(images.pooled, tuple(first for _ in images.deepstack))
+    )
 
 
 def renumber(inputs: LanguageInputs) -> LanguageInputs:
@@ -171,9 +173,7 @@ def test_generating_with_the_unpruned_mask_is_caught() -> None:
     arguments = reduced.inputs.generation_arguments()
     short = reduced.inputs.input_ids_BS.shape[1]
     arguments["attention_mask"] = torch.ones_like(batch["attention_mask"])[:, :short]
-    wrong = model.base.generate(
-        **arguments, max_new_tokens=6, do_sample=False, eos_token_id=None
-    )
+    wrong = model.base.generate(**arguments, max_new_tokens=6, do_sample=False, eos_token_id=None)
     assert not torch.equal(wrong[:, short:], expected)
 
 

@@ -72,6 +72,11 @@ def test_the_main_job_runs_through_every_verb(tmp_path: Path) -> None:
     assert (tmp_path / "look.png").is_file()
 
 
+def hear_ctrl_c() -> None:
+    """A test run in the background hands its children an ignored Ctrl+C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ctrl_c_outside_training_leaves_with_130_and_no_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "saccade.cli", "data", "check", "data.train.scenes=1000000"]
     source = Path(__file__).parents[2] / "src"
@@ -81,8 +86,7 @@ def test_ctrl_c_outside_training_leaves_with_130_and_no_traceback(tmp_path: Path
         env=os.environ | {"PYTHONPATH": str(source)},
         stderr=subprocess.PIPE,
         text=True,
-        restore_signals=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+        preexec_fn=hear_ctrl_c,
     )
     assert process.stderr is not None
     assert "checking train" in process.stderr.readline()

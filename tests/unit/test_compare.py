@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_example import answers, comparison, prediction
 
 from saccade.evaluation.cells import Cell, CellStore, budget_label, plan_cells
 from saccade.evaluation.plot import save_comparison
 from saccade.evaluation.summary import Measured, resize_share
 from saccade.evaluation.table import comparison_table, sorted_rows
 from saccade.models.flops import published_config
+from tests.report_example import answers, comparison, prediction
 
 
 def row(result: dict[str, Any], arm: str, matched: str = "tokens") -> dict[str, Any]:

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from scored_run import make_run, save_selector
 
 from saccade.config.errors import InputError
 from saccade.evaluation import compare
@@ -21,6 +20,7 @@ from saccade.evaluation.run import (
     rejudge,
 )
 from saccade.training.rundir import RunDir
+from tests.scored_run import make_run, save_selector
 
 
 @pytest.fixture(scope="module")

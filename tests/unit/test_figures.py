@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from report_example import explanation, training_events, view
 
 from saccade.evaluation.plot import DARK, LIGHT, flops_text, styled, svg_text
 from saccade.microscope import overlays
 from saccade.microscope.figures import running_mean, save_panel, training_figures
+from tests.report_example import explanation, training_events, view
 
 
 def test_a_heat_map_spans_its_own_range_and_a_flat_one_stays_calm() -> None:

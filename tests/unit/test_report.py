@@ -8,8 +8,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_example import comparison, explanation
-from scored_run import make_run
 
 from saccade.config.errors import InputError
 from saccade.config.schema import Config
@@ -20,6 +18,8 @@ from saccade.evaluation.run import evaluate_run
 from saccade.microscope.look import look
 from saccade.microscope.report import ReportData, choose, commands, page, write_report
 from saccade.microscope.sections import verdicts
+from tests.report_example import comparison, explanation
+from tests.scored_run import make_run
 
 VOID = {"meta", "img", "source", "path", "br"}
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -24,7 +24,9 @@ Budget = Annotated[int, Field(ge=1)] | Fraction
 class Node(BaseModel):
     """Base of every config node: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class RunConfig(Node):
@@ -255,7 +257,7 @@ class TrainingConfig(Node):
     """Autocast of the training step; `auto` is bf16 on CUDA, fp32 on CPU."""
     save_every: PositiveInt = 50
     """Steps between checkpoints (the guarantee against preemption)."""
-    keep_checkpoints: PositiveInt = 2
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
     """Newest checkpoints kept; at least 2, so a damaged one has a predecessor."""
     eval_every: NonNegativeInt = 0
     """Steps between held-out evaluations during training; 0 evaluates only at the end."""
@@ -268,12 +270,6 @@ class TrainingConfig(Node):
     threads: NonNegativeInt = 0
     """CPU threads for torch; 0 takes the idle cores."""
 
-    @model_validator(mode="after")
-    def _two_checkpoints(self) -> TrainingConfig:
-        if self.keep_checkpoints < 2:
-            raise ValueError("keep_checkpoints must be at least 2: the newest may be damaged")
-        return self
-
 
 class TinyBaseConfig(Node):
     """What only the recipe `tiny-base` reads."""
@@ -283,7 +279,7 @@ class TinyBaseConfig(Node):
     cell_loss_weight: NonNegative = 1.0
     """Weight of the auxiliary loss that names each cell's content from its visual token."""
     look_loss_weight: NonNegative = 0.5
-    """Weight of the auxiliary loss that draws the middle layer's attention to the answer's cells."""
+    """Weight of the auxiliary loss that draws the middle layer's attention to the answer cells."""
     small_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.35
     """Share of the steps trained on small scenes before the full size (curriculum)."""
     small_cells: PositiveInt = 80

@@ -114,7 +114,9 @@ class ChatRenderer:
         prompt = self._render(sample, answer=None)
         full = self._render(sample, answer=sample.answer) if with_answer else prompt
         if not full.startswith(prompt):
-            raise DataError("the chat template rewrites the prompt when an answer follows", where=where)
+            raise DataError(
+                "the chat template rewrites the prompt when an answer follows", where=where
+            )
         prompt_ids = self._tokenise(self._expand(prompt, grid_I3, where=where))
         answer_ids = self._tokenise(full[len(prompt) :]) if with_answer else []
         labels = [IGNORE_INDEX] * len(prompt_ids) + self._supervised(answer_ids)
@@ -145,7 +147,9 @@ class ChatRenderer:
         pixels = [item.pixels_ND for item in encoded if item.pixels_ND is not None]
         if pixels:
             batch["pixel_values"] = torch.cat(pixels)
-            batch["image_grid_thw"] = torch.cat([i.grid_I3 for i in encoded if i.grid_I3 is not None])
+            batch["image_grid_thw"] = torch.cat(
+                [i.grid_I3 for i in encoded if i.grid_I3 is not None]
+            )
         return batch
 
     def batch(self, samples: list[Sample], *, with_answer: bool) -> dict[str, Any]:
@@ -169,9 +173,7 @@ class ChatRenderer:
             return self._cache[sample.image_key]
         images = [load_image(image, where=where) for image in sample.images]
         try:
-            out = self.processor.image_processor(
-                images=images, size=self.size, return_tensors="pt"
-            )
+            out = self.processor.image_processor(images=images, size=self.size, return_tensors="pt")
         except ValueError as error:
             raise DataError(f"the image cannot be resized: {error}", where=where) from error
         pair = (out["pixel_values"], out["image_grid_thw"])
@@ -189,9 +191,7 @@ class ChatRenderer:
             messages.append({"role": "user", "content": content})
             images = []  # all images stand before the first question
             if reply is not None:
-                messages.append(
-                    {"role": "assistant", "content": [{"type": "text", "text": reply}]}
-                )
+                messages.append({"role": "assistant", "content": [{"type": "text", "text": reply}]})
         return self.tokenizer.apply_chat_template(
             messages,
             chat_template=self.processor.chat_template or self.tokenizer.chat_template,

@@ -61,11 +61,10 @@ def pack(groups: list[list[Encoded]], *, markers: ChatMarkers) -> PackedRows:
             labels.append(item.labels_L[start:])
             segment.append(torch.full((len(item.input_ids_L) - start,), number))
         rows.append((torch.cat(ids), torch.cat(labels), torch.cat(segment)))
+    columns = zip(zip(*rows, strict=True), (markers.pad, IGNORE_INDEX, PADDING), strict=True)
     padded = [
-        torch.nn.utils.rnn.pad_sequence(column, batch_first=True, padding_value=value)
-        for column, value in zip(
-            zip(*rows, strict=True), (markers.pad, IGNORE_INDEX, PADDING), strict=True
-        )
+        torch.nn.utils.rnn.pad_sequence(list(column), batch_first=True, padding_value=value)
+        for column, value in columns
     ]
     pixels = [group[0].pixels_ND for group in groups if group[0].pixels_ND is not None]
     grids = [group[0].grid_I3 for group in groups if group[0].grid_I3 is not None]
@@ -76,9 +75,7 @@ def pack(groups: list[list[Encoded]], *, markers: ChatMarkers) -> PackedRows:
     )
 
 
-def positions(
-    segment_RL: Tensor, prefix_positions_3RL: Tensor
-) -> Tensor:
+def positions(segment_RL: Tensor, prefix_positions_3RL: Tensor) -> Tensor:
     """Positions [3, R, L]: the prefix keeps its own, every question starts right after it.
 
     `prefix_positions_3RL` comes from the model's `get_rope_index` on the packed rows; only its

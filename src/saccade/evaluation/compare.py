@@ -17,6 +17,7 @@ import logging
 import platform
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from saccade.training.rundir import RunDir
 
 log = logging.getLogger(__name__)
 TIMING_SAMPLES = 4
+FULL = Cell("full", 1.0, 1.0)
 
 
 def compare_run(
@@ -158,6 +160,7 @@ class Comparison:
     def answer(self, cells: Sequence[Cell]) -> None:
         """Fill in what is missing, batch by batch; every finished batch is on disk."""
         skip = self.config.data.on_error == "skip"
+        cells = [cell for cell in cells if not self._is_full(cell)]
         for done, indices in enumerate(self.batches()):
             self.progress("comparing", done * self.config.eval.batch_size, len(self.indices))
             samples, broken = read_samples(self.source, indices, skip_broken=skip)
@@ -170,6 +173,16 @@ class Comparison:
             if missing:
                 self._answer_batch(samples, missing, skip=skip)
         self.progress("comparing", len(self.indices), len(self.indices))
+
+    def _is_full(self, cell: Cell) -> bool:
+        """Resizing to the full size is reading everything: take those answers, compute nothing."""
+        if cell.arm != "resize" or cell.keep < 1.0 or FULL not in self.cells:
+            return False
+        known, full = self.store.answers(cell), self.store.answers(FULL)
+        missing = [replace(full[i], arm=cell.arm, keep=cell.keep) for i in full if i not in known]
+        if missing:
+            self.store.append(cell, missing)
+        return True
 
     def _answer_batch(self, samples: list[Any], cells: Sequence[Cell], *, skip: bool) -> None:
         batch, broken = self.loaded.batch(samples, skip_broken=skip)

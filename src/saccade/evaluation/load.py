@@ -197,14 +197,19 @@ def model_fingerprint(run: RunDir, *, checkpoint: Path | None = None) -> str:
 
 
 def base_config(run: RunDir) -> Any:
-    """The Hugging Face configuration of the model that a run scores; loads no weights."""
+    """The Hugging Face configuration of the model that a run scores; loads no weights.
+
+    An unfinished `tiny-base` run has not written its model yet, so it is rebuilt there.
+    """
     from transformers import AutoConfig
 
     from saccade.models.backbone import locate
 
     config = run.config()
     if config.recipe == "tiny-base":
-        return AutoConfig.from_pretrained(run.path / "model")
+        exported = run.path / "model"
+        finished = (exported / "config.json").is_file()
+        return AutoConfig.from_pretrained(exported) if finished else load_run(run).model.config
     return AutoConfig.from_pretrained(locate(config.model.name), revision=config.model.revision)
 
 

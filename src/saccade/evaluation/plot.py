@@ -9,7 +9,7 @@ with the microscope's figures. Left out: numbers that the table states better.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 XAxis = Literal["tokens", "flops"]
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ MARKERS = ("s", "^", "v", "D", "P", "X", "*", "h", "<")
 @contextmanager
 def styled(theme: Theme) -> Iterator[None]:
     """Apply the house style while drawing; nothing outside the block changes."""
-    settings = {
+    settings: dict[Any, Any] = {
         "font.family": "DejaVu Sans", "font.size": 9.5,
         "svg.hashsalt": "saccade", "svg.fonttype": "path",
         "text.color": theme.ink, "axes.labelcolor": theme.muted, "axes.edgecolor": theme.grid,
@@ -85,7 +86,7 @@ def save_png(figure: Figure, path: Path, *, theme: Theme = LIGHT, dpi: int = 160
     return path
 
 
-def save_comparison(result: dict[str, Any], *, folder: Path) -> Path:
+def save_comparison(result: Row, *, folder: Path) -> Path:
     """Write `comparison.png`: both panels side by side."""
     with styled(LIGHT):
         figure = new_figure(width=12.4, height=4.8)
@@ -94,14 +95,14 @@ def save_comparison(result: dict[str, Any], *, folder: Path) -> Path:
         return save_png(figure, folder / "comparison.png")
 
 
-def comparison_figure(result: dict[str, Any], *, x: XAxis, theme: Theme) -> Figure:
+def comparison_figure(result: Row, *, x: XAxis, theme: Theme) -> Figure:
     """One panel on its own; call inside `styled(theme)`."""
     figure = new_figure(width=6.4, height=4.5)
     draw_comparison(figure.subplots(), result, x=x, theme=theme)
     return figure
 
 
-def draw_comparison(axes: Axes, result: dict[str, Any], *, x: XAxis, theme: Theme) -> None:
+def draw_comparison(axes: Axes, result: Row, *, x: XAxis, theme: Theme) -> None:
     """Accuracy of every selector over tokens or operations; trained and resize stand out."""
     rows = [row for row in result["rows"] if row["arm"] != "full"]
     full = next((row for row in result["rows"] if row["arm"] == "full"), None)
@@ -128,18 +129,18 @@ def draw_comparison(axes: Axes, result: dict[str, Any], *, x: XAxis, theme: Them
     _label_ends(axes, ends, x=x)
 
 
-def _shown(row: dict[str, Any], x: XAxis) -> bool:
+def _shown(row: Row, x: XAxis) -> bool:
     # the row at equal operations belongs where operations are the axis
     return x == "flops" or row["matched"] == "tokens"
 
 
-def _x(row: dict[str, Any], x: XAxis) -> float:
+def _x(row: Row, x: XAxis) -> float:
     return row["visual_tokens_kept"] if x == "tokens" else row["flops"]["total"]
 
 
 def _draw_line(
     axes: Axes,
-    points: Sequence[dict[str, Any]],
+    points: Sequence[Row],
     *,
     x: XAxis,
     color: str,
@@ -158,7 +159,7 @@ def _draw_line(
         axes.fill_between(xs, low, high, color=color, alpha=0.14, linewidth=0, zorder=1)
 
 
-def _finish_axes(axes: Axes, rows: Sequence[dict[str, Any]], *, x: XAxis) -> None:
+def _finish_axes(axes: Axes, rows: Sequence[Row], *, x: XAxis) -> None:
     axes.set_ylabel("accuracy (%)")
     values = sorted({round(_x(row, x), 6) for row in rows if _shown(row, x)})
     axes.set_xscale("log")
@@ -189,7 +190,7 @@ def _spaced(values: Sequence[float], *, ratio: float = 1.3) -> list[float]:
     return ticks
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[dict[str, Any], str, bool]], *, x: XAxis) -> None:
+def _label_ends(axes: Axes, ends: Sequence[tuple[Row, str, bool]], *, x: XAxis) -> None:
     """Name every line at its right end, moved apart where lines end together."""
     low, high = axes.get_ylim()
     gap = (high - low) / 21

@@ -68,6 +68,7 @@ def evaluate_run(
         raise InputError(
             f"{run.path}: no selector {arm!r}\n  fix: use one of {', '.join(loaded.arms)}"
         )
+    keep = 1.0 if arm == "full" else config.selector.keep if keep is None else keep
     source = open_source(config.data.eval)
     indices = select_indices(source, limit=limit)
     predictions, broken = _answer_all(
@@ -75,7 +76,7 @@ def evaluate_run(
     )
     result = {
         "arm": arm,
-        "keep": keep if keep is not None else config.selector.keep,
+        "keep": keep,
         "model": model_fingerprint(run, checkpoint=checkpoint),
         "data": source.fingerprint(),
         "skipped": [str(error) for error in broken],

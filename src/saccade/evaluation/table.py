@@ -6,6 +6,7 @@ printing (the command line's business) and HTML (the report's).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -13,8 +14,10 @@ from rich.text import Text
 
 from saccade.evaluation.plot import flops_text
 
+Row = Mapping[str, Any]
 
-def comparison_table(result: dict[str, Any]) -> Table:
+
+def comparison_table(result: Row) -> Table:
     """One line per selector and budget, best first within a budget."""
     table = Table(title=f"{result['samples']} held-out questions", title_justify="left")
     for name in ("budget", "selector"):
@@ -34,18 +37,18 @@ def comparison_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def sorted_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+def sorted_rows(result: Row) -> list[Row]:
     """Full first, then budget by budget, most accurate first."""
     order = {str(budget): place for place, budget in enumerate(result["budgets"])}
 
-    def key(row: dict[str, Any]) -> tuple[int, float]:
+    def key(row: Row) -> tuple[int, float]:
         place = -1 if row["arm"] == "full" else order[str(row["budget"])]
         return place, -row["accuracy"]
 
     return sorted(result["rows"], key=key)
 
 
-def difference_text(row: dict[str, Any]) -> str:
+def difference_text(row: Row) -> str:
     """How much better the trained selector is, in points, with its interval."""
     found = row["difference"]
     if found is None:
@@ -54,13 +57,13 @@ def difference_text(row: dict[str, Any]) -> str:
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def accuracy_text(row: dict[str, Any]) -> str:
+def accuracy_text(row: Row) -> str:
     """Accuracy in percent; the spread over seeds where the selector draws at random."""
     text = f"{100 * row['accuracy']:.1f}"
     return f"{text} \u00b1 {100 * row['accuracy_sd']:.1f}" if row["seeds"] > 1 else text
 
 
-def _cells(row: dict[str, Any]) -> list[str | Text]:
+def _cells(row: Row) -> list[str | Text]:
     recall, cost = row["answer_cells_kept"], row["milliseconds"]
     return [
         row["budget_label"],
@@ -77,7 +80,7 @@ def _cells(row: dict[str, Any]) -> list[str | Text]:
     ]
 
 
-def _caption(result: dict[str, Any]) -> str:
+def _caption(result: Row) -> str:
     return (
         "accuracy in percent; differences in points with 95% intervals, paired by image; FLOPs = "
         "vision + selector + language per question; dropping after the encoder can reach at most "
@@ -85,7 +88,7 @@ def _caption(result: dict[str, Any]) -> str:
     )
 
 
-def evaluation_table(result: dict[str, Any]) -> Table:
+def evaluation_table(result: Row) -> Table:
     """Accuracy per question kind beside the majority baseline."""
     table = Table(title=f"{result['samples']} held-out questions", title_justify="left")
     table.add_column("kind")

@@ -88,17 +88,20 @@ def measure_arms(
     def timed(function: Callable[[], Any]) -> float:
         return median_ms(function, device=device, warmup=warmup, repeats=repeats) / samples
 
-    costs = {}
+    costs: dict[tuple[str, Budget], Cost] = {}
+    operations: dict[str, float] = {}
     with torch.inference_mode():
         features = model.encode(tensors)
         encoder_ms = timed(lambda: model.encode(tensors))
         for arm, keep in cells:
             select = functools.partial(model.reduce, tensors, arm=arm, keep=keep, features=features)
-            reduced, operations = count_flops(select)
+            if arm not in operations:  # they do not depend on the budget
+                operations[arm] = count_flops(select)[1] / samples
+            reduced = select()
             selector_ms = timed(select)
             prefill_ms = timed(functools.partial(prefill, model, reduced.inputs))
             if arm == "resize":
                 costs[arm, keep] = Cost(selector_ms, 0.0, prefill_ms, 0.0)
             else:
-                costs[arm, keep] = Cost(encoder_ms, selector_ms, prefill_ms, operations / samples)
+                costs[arm, keep] = Cost(encoder_ms, selector_ms, prefill_ms, operations[arm])
     return costs

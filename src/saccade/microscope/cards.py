@@ -39,7 +39,9 @@ def cards(shown: Sequence[Explanation], *, prefix: str) -> tuple[str, str]:
 
 
 def _card(shown: Explanation, frames: str) -> str:
-    answers = [_answer(f"with {budget_label(shown.keep)} of the cells", shown.selected)]
+    answers = []
+    if shown.selected.arm != "full":
+        answers.append(_answer(f"with {_budget(shown)}", shown.selected))
     if shown.everything is not None:
         answers.append(_answer("with every cell", shown.everything))
     truth = " or ".join(shown.sample.answers)
@@ -49,6 +51,11 @@ def _card(shown: Explanation, frames: str) -> str:
         f"<h4>{text(shown.sample.question)}</h4>"
         f'<div class="answers">{"".join(answers)}</div>{frames}</article>'
     )
+
+
+def _budget(shown: Explanation) -> str:
+    counted = isinstance(shown.keep, int)
+    return budget_label(shown.keep) + ("" if counted else " of the cells")
 
 
 def _answer(label: str, prediction: Prediction) -> str:

@@ -29,6 +29,8 @@ from saccade.microscope.explain import POLES, SCORES, Explanation, View
 from saccade.training.events import step_series
 
 SCORE_COLORS = {"information": "#0072b2", "salience": "#e69f00", "participation": "#009e73"}
+LEGEND_ENTRIES = 12
+"""Gradient groups that are named beside the plot; the others are drawn without a name."""
 UNDER_HEAT = 0.6
 """Brightness of the picture under a heat map, so that colours carry the map."""
 SMOOTHING_SHARE = 0.06
@@ -114,6 +116,8 @@ def _draw_gradients(axes: Axes, events: Sequence[Mapping[str, Any]], theme: Them
     names = sorted({name for m in measured for name in m["groups"]})
     if not names:
         return False
+    last = measured[-1]["groups"]
+    named = sorted(names, key=lambda name: -last.get(name, {}).get("norm", 0.0))[:LEGEND_ENTRIES]
     for number, name in enumerate(names):
         points = [
             (m["step"], m["groups"][name]["norm"] or math.nan)
@@ -121,11 +125,15 @@ def _draw_gradients(axes: Axes, events: Sequence[Mapping[str, Any]], theme: Them
         ]  # fmt: skip
         axes.plot(
             *zip(*points, strict=True), color=OTHERS[number % len(OTHERS)], linewidth=1.2,
-            linestyle=("-", "--", ":")[number // len(OTHERS) % 3], label=name,
+            linestyle=("-", "--", ":")[number // len(OTHERS) % 3],
+            label=name if name in named else None,
         )  # fmt: skip
     axes.set_yscale("log")
     axes.set_ylabel("gradient norm")
-    axes.legend(fontsize=6.5, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    title = f"largest {len(named)} of {len(names)}" if len(named) < len(names) else None
+    axes.legend(
+        fontsize=6.5, title_fontsize=6.5, title=title, loc="center left", bbox_to_anchor=(1.0, 0.5)
+    )
     return True
 
 

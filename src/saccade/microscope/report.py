@@ -236,18 +236,26 @@ def _samples_section(data: ReportData, right: str, wrong: str) -> str:
     if not (right or wrong):
         note = data.missing_samples or "No samples to show."
         return section("samples", title="Samples", body=f"<p>{text(note)}</p>")
-    meanings = "; ".join(f"<b>{name}</b>: {what}" for name, what in SCORE_MEANINGS.items())
+    mapped = any(view.maps for one in [*data.right, *data.wrong] for view in one.views)
     body = (
         f'<p class="muted">Drawn by seed {data.config.run.seed} from the scored questions, kinds '
-        "in turn; nobody picked them. Dark cells were dropped and never reach the language model. "
-        "Point at a picture to see it without its map.</p>"
-        f'<p class="note">{meanings}. Colours run from low<span class="ramp" style="background:'
-        'linear-gradient(90deg,#1b0c41,#781c6d,#cf4446,#fb9b06,#f2ea69)"></span>high within each '
-        "map.</p>"
+        "in turn; nobody picked them.</p>"
+        + (_map_key() if mapped else "")
         + (f"<h3>Answered right</h3>{right}" if right else "")
         + (f"<h3>Answered wrong</h3>{wrong}" if wrong else "")
     )
     return section("samples", title="Where it looked", body=body)
+
+
+def _map_key() -> str:
+    """How to read the maps."""
+    meanings = "; ".join(f"<b>{name}</b>: {what}" for name, what in SCORE_MEANINGS.items())
+    return (
+        f'<p class="note">{meanings}. Dark cells were dropped and never reach the language model. '
+        'Colours run from low<span class="ramp" style="background:linear-gradient(90deg,#1b0c41,'
+        '#781c6d,#cf4446,#fb9b06,#f2ea69)"></span>high within each map. Point at a picture to see '
+        "it without its map.</p>"
+    )
 
 
 def _limits_section(data: ReportData) -> str:

@@ -8,12 +8,22 @@ left out. Left out: reading files and sample cards.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from matplotlib.figure import Figure
+
 from saccade.evaluation.cells import budget_label
-from saccade.evaluation.plot import DARK, LIGHT, comparison_figure, flops_text
+from saccade.evaluation.plot import (
+    DARK,
+    LIGHT,
+    Theme,
+    XAxis,
+    comparison_figure,
+    flops_text,
+)
 from saccade.evaluation.table import sorted_rows
 from saccade.microscope.figures import training_figures
 from saccade.microscope.markup import duration, facts, picture, section, text
@@ -107,7 +117,7 @@ def tiles(evaluation: Data | None, comparison: Data | None) -> str:
     if comparison is not None:
         rows = comparison["rows"]
         full = next((r for r in rows if r["arm"] == "full"), None)
-        if full is not None:
+        if full is not None and (evaluation or {}).get("arm") != "full":
             shown.append((percent(full["accuracy"]), "right with every visual token"))
         ours = [r for r in rows if r["arm"] == "trained"]
         if ours:
@@ -134,7 +144,7 @@ def comparison_section(comparison: Data | None, *, run: str) -> str:
         return section("comparison", title="Comparison", body=body)
     plots = "".join(
         picture(
-            lambda theme, x=x: comparison_figure(dict(comparison), x=x, theme=theme),
+            functools.partial(_comparison_figure, comparison, x=x),
             alt=_plot_alt(comparison, x=x),
         )
         for x in ("tokens", "flops")
@@ -157,10 +167,14 @@ def comparison_section(comparison: Data | None, *, run: str) -> str:
         "Operations (a multiply-add counts 2) are means per question over vision tower, selector "
         "and language model; milliseconds are measured per question on the machine below, in a "
         "pass of their own; speed-ups are against every token. The KV cache after prefill holds "
-        "the tokens that entered layer 0. Answer cells: share of the cells that carry the answer "
-        "and were kept.</p>" + kinds_table(comparison)
+        "the tokens that entered layer 0 (kB: in bfloat16). Answer cells: share of the cells that "
+        "carry the answer and were kept.</p>" + kinds_table(comparison)
     )
     return section("comparison", title="Comparison at equal cost", body=body)
+
+
+def _comparison_figure(comparison: Data, theme: Theme, *, x: XAxis) -> Figure:
+    return comparison_figure(comparison, x=x, theme=theme)
 
 
 def _selector_note(comparison: Data) -> str:
@@ -184,7 +198,7 @@ def _selector_note(comparison: Data) -> str:
 def _plot_alt(comparison: Data, *, x: str) -> str:
     axis = "visual tokens" if x == "tokens" else "operations"
     parts = []
-    for row in sorted_rows(dict(comparison)):
+    for row in sorted_rows(comparison):
         if row["matched"] == "tokens" or x == "flops":
             place = (
                 f"{row['visual_tokens_kept']:.0f}"
@@ -204,8 +218,8 @@ def evaluation_section(evaluation: Data | None, *, run: str) -> str:
     recall = tokens["answer_cells_kept"]
     kept = (
         f"<p>{tokens['visual_tokens_kept']:.1f} of {tokens['visual_tokens_full']:.1f} visual "
-        f"tokens kept; {tokens['tokens_into_layer_0']:.1f} tokens enter layer 0 and stand in the KV cache "
-        "after prefill"
+        f"tokens kept; {tokens['tokens_into_layer_0']:.1f} tokens enter layer 0 and stand in the "
+        "KV cache after prefill"
         + ("" if recall is None else f"; {100 * recall:.0f}% of the answer-carrying cells are kept")
         + ".</p>"
     )

@@ -40,7 +40,7 @@ def comparison_table(comparison: Data) -> str:
     ]
     return table(
         columns,
-        sorted_rows(dict(comparison)),
+        sorted_rows(comparison),
         row_class=_row_class(),
         caption="Comparison of selectors",
     )
@@ -56,7 +56,7 @@ def kinds_table(comparison: Data) -> str:
     ]
     inner = table(
         columns,
-        sorted_rows(dict(comparison)),
+        sorted_rows(comparison),
         row_class=_row_class(),
         caption="Accuracy per question kind",
     )

@@ -96,7 +96,7 @@ def load_backbone(config: ModelConfig, *, device: torch.device | None = None) ->
                 f"\n  fix: use one of {', '.join(SUPPORTED_TYPES)}"
             )
         processor = load_processor(location, revision=config.revision)
-        model = AutoModelForImageTextToText.from_pretrained(
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             location,
             revision=config.revision,
             dtype=DTYPES[dtype],

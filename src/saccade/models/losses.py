@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IGNORE_INDEX = -100
+from saccade.data.chat import IGNORE_INDEX
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,18 @@ from typing import Any
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
-from transformers.utils import is_torchvision_available
+from transformers.utils.import_utils import is_torchvision_available
 
 
 class ImageTextProcessor(Qwen3VLProcessor):
     """`Qwen3VLProcessor` without videos; `processor(text=..., images=...)` works as in stock."""
 
     def __init__(
-        self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **kwargs: Any
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: Any = None,
+        **kwargs: Any,
     ) -> None:
         # the parent reads its parts from the constructor's signature, hence no video_processor here
         super().__init__(image_processor, tokenizer, None, chat_template=chat_template, **kwargs)

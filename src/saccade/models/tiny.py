@@ -8,6 +8,7 @@ Qwen's special tokens, and a processor. Training it is the recipe `tiny-base`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -67,7 +68,7 @@ def build_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([*texts, "user\nassistant\nsystem\n"] , trainer=trainer)
+    tokenizer.train_from_iterator([*texts, "user\nassistant\nsystem\n"], trainer=trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|endoftext|>",
@@ -104,7 +105,7 @@ def tiny_config(arch: ArchConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3VL
     """Qwen3-VL's configuration at `arch`'s size; M-RoPE sections in the published proportion."""
     half = arch.head_dim // 2
     height = width = half * 20 // 64  # published: [24, 20, 20] of 64
-    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
+    ids = {name: int(tokenizer.vocab[name]) for name in SPECIAL_TOKENS}
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": arch.hidden_size,
@@ -155,7 +156,8 @@ def build_model(config: Qwen3VLConfig, *, seed: int) -> Qwen3VLForConditionalGen
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3VLForConditionalGeneration(config)
-    model.generation_config.eos_token_id = config.text_config.eos_token_id
-    model.generation_config.pad_token_id = config.text_config.pad_token_id
+    text: Any = config.text_config
+    model.generation_config.eos_token_id = text.eos_token_id
+    model.generation_config.pad_token_id = text.pad_token_id
     model.generation_config.do_sample = False
     return model

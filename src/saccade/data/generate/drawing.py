@@ -81,9 +81,7 @@ def shape_tile(*, shape: str, color: str, digit: int, side_px: int, badge_px: in
     return tile.reduce(SUPERSAMPLING)
 
 
-def sign_tile(
-    *, word: str, color: str, width_px: int, height_px: int, text_px: int
-) -> Image.Image:
+def sign_tile(*, word: str, color: str, width_px: int, height_px: int, text_px: int) -> Image.Image:
     """A white plate with a coloured frame and a dark word; RGBA."""
     width, height = width_px * SUPERSAMPLING, height_px * SUPERSAMPLING
     tile = Image.new("RGBA", (width, height), (*COLORS[color], 255))
@@ -116,7 +114,9 @@ def background(rng: np.random.Generator, *, width_px: int, height_px: int) -> Im
     grey = float(rng.uniform(0.5, 1.0))  # towards neutral, so that colour names stay with objects
     start = start * (1 - grey) + start.mean() * grey
     end = end * (1 - grey) + end.mean() * grey
-    ramp = np.linspace(0, 0.5, width_px)[None, :, None] + np.linspace(0, 0.5, height_px)[:, None, None]
+    ramp = (
+        np.linspace(0, 0.5, width_px)[None, :, None] + np.linspace(0, 0.5, height_px)[:, None, None]
+    )
     grain = rng.normal(0, 4, size=(height_px, width_px, 1))
     pixels = start * (1 - ramp) + end * ramp + grain
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))

@@ -178,12 +178,18 @@ def draw_scene(scene: Scene) -> Image.Image:
         x0, y0, x1, y1 = thing.box
         if thing.category == "shape":
             tile = drawing.shape_tile(
-                shape=thing.shape, color=thing.color, digit=thing.digit,
-                side_px=x1 - x0, badge_px=scene.cell_px,
+                shape=thing.shape,
+                color=thing.color,
+                digit=thing.digit,
+                side_px=x1 - x0,
+                badge_px=scene.cell_px,
             )
         elif thing.category == "sign":
             tile = drawing.sign_tile(
-                word=thing.word, color=thing.color, width_px=x1 - x0, height_px=y1 - y0,
+                word=thing.word,
+                color=thing.color,
+                width_px=x1 - x0,
+                height_px=y1 - y0,
                 text_px=scene.cell_px,
             )
         else:
@@ -213,7 +219,10 @@ def cells_under(
                 wide = min(x1, (column + 1) * cell) - max(x0, column * cell)
                 high = min(y1, (row + 1) * cell) - max(y0, row * cell)
                 if wide * high >= overlap * cell * cell:
-                    y, x = row * scene.grid[0] // scene.rows, column * scene.grid[1] // scene.columns
+                    y, x = (
+                        row * scene.grid[0] // scene.rows,
+                        column * scene.grid[1] // scene.columns,
+                    )
                     covered.add(y * scene.grid[1] + x)
     return sorted(covered)
 
@@ -318,7 +327,9 @@ def ask(scene: Scene, *, kinds: tuple[str, ...], count: int, seed: int) -> list[
     """Draw `count` questions, spread over the kinds the scene can answer; repeats if it must."""
     rng = np.random.default_rng(seed)
     pools = {kind: _ASKERS[kind](scene) for kind in kinds}
-    pools = {kind: [pool[i] for i in rng.permutation(len(pool))] for kind, pool in pools.items() if pool}
+    pools = {
+        kind: [pool[i] for i in rng.permutation(len(pool))] for kind, pool in pools.items() if pool
+    }
     order = [list(pools)[i] for i in rng.permutation(len(pools))]
     if not order:  # a scene too crowded for any unique name still has things to count
         pools, order = {"count": _count_questions(scene)}, ["count"]
@@ -330,7 +341,7 @@ def ask(scene: Scene, *, kinds: tuple[str, ...], count: int, seed: int) -> list[
 
 
 class SceneSource:
-    """The scenes of one split as samples: item i is question i % questions of scene i // questions."""
+    """The scenes of one split as samples; item i is question i % Q of scene i // Q."""
 
     def __init__(self, source: ScenesSource) -> None:
         self.source = source
@@ -348,7 +359,7 @@ class SceneSource:
         """All samples of scene `index`, sharing one image."""
         scene = make_scene(self.source, index=index)
         questions = ask(
-            scene, kinds=self.source.kinds and tuple(self.source.kinds),
+            scene, kinds=tuple(self.source.kinds),
             count=self.source.questions, seed=scene.background_seed + 1,
         )  # fmt: skip
         return [

@@ -1,1 +1,1 @@
-"""Selecting visual tokens: scores, balance, allocation, gates, pruning, and the model around them."""
+"""Selecting visual tokens: scores, balance, allocation, gates, pruning, the model around them."""

@@ -100,7 +100,9 @@ def pool_rows(rows_ND: Tensor, *, size: tuple[int, int], target: tuple[int, int]
     return F.adaptive_avg_pool2d(plane_1DHW, target).flatten(2)[0].T
 
 
-def pool_positions(positions_3N: Tensor, *, size: tuple[int, int], target: tuple[int, int]) -> Tensor:
+def pool_positions(
+    positions_3N: Tensor, *, size: tuple[int, int], target: tuple[int, int]
+) -> Tensor:
     """Centre positions (fractional) of the pooled cells; [3, a * b] float."""
     return pool_rows(positions_3N.T.float(), size=size, target=target).T
 

@@ -24,16 +24,16 @@ from saccade.config.errors import InputError
 from saccade.config.schema import ModelConfig, SelectorConfig
 from saccade.data.chat import ChatMarkers, user_text_mask
 from saccade.models.backbone import Backbone
-from saccade.models.losses import SupervisedLoss, supervised_loss
+from saccade.models.losses import IGNORE_INDEX, SupervisedLoss, supervised_loss
 from saccade.models.relevance import storage
 from saccade.models.relevance.allocate import budget, top_k
 from saccade.models.relevance.baselines import ARMS
 from saccade.models.relevance.gates import gated_attention_mask, soft_top_k, straight_through
 from saccade.models.relevance.grids import CellGrid
-from saccade.models.relevance.prune import ImageTokens, LanguageInputs, drop_tokens, full_length
+from saccade.models.relevance.prune import ImageTokens, LanguageInputs, full_length
 from saccade.models.relevance.reduce import Reduced, reduce_with_arm
 from saccade.models.relevance.selector import Question, RelevanceSelector, Scored
-from saccade.models.relevance.teacher import distillation_loss, question_attention
+from saccade.models.relevance.teacher import distillation_losses, question_attention
 from saccade.models.relevance.textures import PatchLayout, Textures, compute_textures
 
 PASSED_ON = ("output_attentions", "output_hidden_states", "use_cache")
@@ -147,7 +147,9 @@ class RelevanceModel(nn.Module):
         return out
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, *, keep: int | float | None = None, **inputs: Any) -> Tensor:
+    def generate(
+        self, input_ids: Tensor, *, keep: int | float | None = None, **inputs: Any
+    ) -> Tensor:
         """Like the base's `generate`: returns the full prompt followed by the new tokens."""
         names = ("attention_mask", "pixel_values", "image_grid_thw", "mm_token_type_ids")
         batch = {"input_ids": input_ids, **{n: inputs.pop(n, None) for n in names}}
@@ -296,13 +298,19 @@ class RelevanceModel(nn.Module):
         loss = supervised_loss(self.base.lm_head, hidden, labels, denominator=denominator)
         return loss, gated
 
-    def imitation_loss(self, features: VisualFeatures) -> Tensor:
-        """Distillation towards the base model's own attention from the question to the image."""
-        teacher_N = question_attention(
-            self.base, features.inputs, image_token=self.markers.image
-        )
-        scored = self.score(features)
-        return distillation_loss(scored.logits_N, teacher_N, counts=features.grid.counts)
+    def imitation_loss(self, features: VisualFeatures, *, denominator: Tensor | float) -> Tensor:
+        """Distillation towards the base model's own attention from the question to the image.
+
+        Images count by their sample's supervised tokens / `denominator`, as in the answer loss, so
+        that the sum over micro-batches does not depend on how they are cut.
+        """
+        labels = features.inputs.labels_BS
+        assert labels is not None
+        teacher_N = question_attention(self.base, features.inputs, image_token=self.markers.image)
+        logits_N = self.score(features).logits_N
+        losses_I = distillation_losses(logits_N, teacher_N, counts=features.grid.counts)
+        tokens_B = (labels[:, 1:] != IGNORE_INDEX).sum(1)
+        return (losses_I * tokens_B[features.sample_of_image_I]).sum() / denominator
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -358,15 +366,15 @@ class Gated:
     arguments: dict[str, Any]
 
 
-def _unique_images(
-    pixels_ND: Tensor, grid_I3: Tensor
-) -> tuple[Tensor, Tensor, list[int]]:
+def _unique_images(pixels_ND: Tensor, grid_I3: Tensor) -> tuple[Tensor, Tensor, list[int]]:
     """Collapse runs of identical images: (pixels, grids, index of each image's representative)."""
     parts = pixels_ND.split(grid_I3.prod(-1).tolist())
     chosen: list[int] = []
     image_of: list[int] = []
     for image, part in enumerate(parts):
-        if not (chosen and part.shape == parts[chosen[-1]].shape and _same(part, parts[chosen[-1]])):
+        if not (
+            chosen and part.shape == parts[chosen[-1]].shape and _same(part, parts[chosen[-1]])
+        ):
             chosen.append(image)
         image_of.append(len(chosen) - 1)
     if len(chosen) == len(parts):

@@ -45,7 +45,7 @@ class ImageTokens:
 
 @dataclass(frozen=True)
 class LanguageInputs:
-    """What the language model reads. `source_BS` maps each position to the full sequence (-1 pad)."""
+    """What the language model reads; `source_BS` is each position's place in the full sequence."""
 
     input_ids_BS: Tensor
     attention_mask_BS: Tensor

@@ -73,9 +73,7 @@ def reduce_with_arm(
         scores_N = _scores(model, batch, features, scored, arm=arm, kept=kept, seed=seed)
         keep_N = top_k(scores_N.to(model.device), cells=grid.counts, kept=kept)
     markers = model.markers
-    inputs = drop_tokens(
-        features.inputs, keep_N, image_token=markers.image, pad_token=markers.pad
-    )
+    inputs = drop_tokens(features.inputs, keep_N, image_token=markers.image, pad_token=markers.pad)
     chosen = [
         ImageSelection(full=h * w, kept=int(keep_HW.sum()), grid=(h, w), keep_HW=keep_HW)
         for keep_HW, (h, w) in zip(grid.split(keep_N), grid.sizes, strict=True)
@@ -127,7 +125,9 @@ def _maps(features: VisualFeatures, scored: Scored | None) -> list[dict[str, Ten
     named = {"balance": scored.logits_N, **scored.maps}
     named |= {f"weight_{name}": values for name, values in scored.weights.items()}
     split = {name: features.grid.split(values) for name, values in named.items()}
-    return [{name: maps[i] for name, maps in split.items()} for i in range(len(features.grid.sizes))]
+    return [
+        {name: maps[i] for name, maps in split.items()} for i in range(len(features.grid.sizes))
+    ]
 
 
 def _pooled(model: RelevanceModel, features: VisualFeatures, *, kept: list[int]) -> Reduced:
@@ -192,9 +192,7 @@ def _resized(
 
 
 def _first_cells(cells: list[int], kept: list[int], *, device: torch.device) -> Tensor:
-    return torch.cat(
-        [torch.arange(n, device=device) < k for n, k in zip(cells, kept, strict=True)]
-    )
+    return torch.cat([torch.arange(n, device=device) < k for n, k in zip(cells, kept, strict=True)])
 
 
 def _replaced(

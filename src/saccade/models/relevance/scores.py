@@ -152,5 +152,5 @@ class Participation(nn.Module):
 
 
 def sum_weighted(parts: list[Tensor], weights: Tensor) -> Tensor:
-    """Positive mixture of maps (softplus keeps a measured quantity from counting against itself)."""
+    """Positive mixture of maps: softplus keeps a measure from counting against itself."""
     return torch.einsum("k...,k->...", torch.stack(parts), F.softplus(weights))

@@ -58,9 +58,7 @@ class RelevanceSelector(nn.Module):
         self.names = tuple(name for name in SCORE_NAMES if name in config.scores)
         width = config.width
         self.cells = CellEncoder(feature_width, width=width)
-        self.question = QuestionEncoder(
-            embedding_width, width=width, layers=config.question_layers
-        )
+        self.question = QuestionEncoder(embedding_width, width=width, layers=config.question_layers)
         self.scores = nn.ModuleDict()
         if "information" in self.names:
             self.scores["information"] = Information(width)

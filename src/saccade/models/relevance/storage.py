@@ -8,7 +8,6 @@ written aside and renamed. Loading checks that the base has the width the select
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -51,12 +50,10 @@ def save(model: RelevanceModel, folder: Path, *, include_base: bool) -> None:
         model.backbone.processor.save_pretrained(aside / "base")
     if folder.exists():
         shutil.rmtree(folder)
-    os.replace(aside, folder)
+    aside.replace(folder)
 
 
-def load(
-    folder: Path, *, backbone: Backbone | None, model: ModelConfig | None
-) -> RelevanceModel:
+def load(folder: Path, *, backbone: Backbone | None, model: ModelConfig | None) -> RelevanceModel:
     """Rebuild the model; InputError names what is missing, damaged or does not fit."""
     from saccade.models.relevance.model import RelevanceModel
 

@@ -60,10 +60,10 @@ def question_attention(base: Any, inputs: LanguageInputs, *, image_token: int) -
     return torch.cat([part / part.sum().clamp_min(1e-9) for part in attention_N.split(counts)])
 
 
-def distillation_loss(logits_N: Tensor, teacher_N: Tensor, *, counts: list[int]) -> Tensor:
-    """Mean over images of KL(teacher || softmax(logits))."""
+def distillation_losses(logits_N: Tensor, teacher_N: Tensor, *, counts: list[int]) -> Tensor:
+    """[I]: KL(teacher || softmax(logits)) of each image."""
     losses = []
     for logits, teacher in zip(logits_N.split(counts), teacher_N.split(counts), strict=True):
         log_student = logits.float().log_softmax(0)
         losses.append((teacher * (teacher.clamp_min(1e-9).log() - log_student)).sum())
-    return torch.stack(losses).mean()
+    return torch.stack(losses)

@@ -60,7 +60,9 @@ def unpatchify(pixels_ND: Tensor, grid_thw: tuple[int, int, int], layout: PatchL
     """
     _, rows, columns = grid_thw
     m, p = layout.merge, layout.patch
-    blocks = pixels_ND.reshape(rows // m, columns // m, m, m, 3, layout.temporal, p, p)[..., 0, :, :]
+    blocks = pixels_ND.reshape(rows // m, columns // m, m, m, 3, layout.temporal, p, p)[
+        ..., 0, :, :
+    ]
     return blocks.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * p, columns * p)
 
 

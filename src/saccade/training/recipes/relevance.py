@@ -54,10 +54,10 @@ class RelevanceRecipe:
     def loss(self, batch: dict[str, Any], *, step: int, denominator: Tensor) -> dict[str, Tensor]:
         features = self.model.encode(batch)
         if step < self.config.selector.distill_steps:
-            imitation = self.model.imitation_loss(features)
+            imitation = self.model.imitation_loss(features, denominator=denominator)
+            weight = self.config.selector.distill_weight
             share = (batch["labels"][:, 1:] != IGNORE_INDEX).sum() / denominator
-            weighted = self.config.selector.distill_weight * share * imitation
-            return {"loss": weighted, "imitation": imitation.detach()}
+            return {"loss": weight * imitation, "imitation": imitation.detach() / share}
         keep = self.keep_at(step)
         answer, gated = self.model.answer_loss(features, keep=keep, denominator=denominator)
         return {
@@ -76,7 +76,9 @@ class RelevanceRecipe:
         for start in range(0, end, size):
             samples = [source[i] for i in range(start, min(start + size, end))]
             batch = self.renderer.batch(samples, with_answer=False)
-            batch = {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            batch = {
+                k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in batch.items()
+            }
             new_BT = self.model.generate_reduced(
                 self.model.reduce(batch), max_new_tokens=self.config.eval.max_new_tokens
             )

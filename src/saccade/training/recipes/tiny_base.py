@@ -14,8 +14,8 @@ Shapes: R rows (images), L tokens, N cells of all images, D width, V vocabulary.
 from __future__ import annotations
 
 import shutil
-from contextlib import nullcontext
 from collections import defaultdict
+from contextlib import nullcontext
 from itertools import groupby
 from typing import Any
 
@@ -45,15 +45,16 @@ class CellReader(nn.Module):
         super().__init__()
         self.heads = nn.ModuleDict({name: nn.Linear(width, n) for name, n in CELL_TARGETS.items()})
 
-    def forward(self, cells_ND: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """Mean weighted cross-entropy over attributes; target 0 means "nothing of that kind"."""
-        losses = []
+    def forward(self, cells_ND: Tensor, targets: dict[str, Tensor], *, counts: list[int]) -> Tensor:
+        """[images]: weighted cross-entropy of an image's cells; target 0 is "nothing of it"."""
+        per_head = []
         for name, head in self.heads.items():
-            logits_NC, target_N = head(cells_ND.float()), targets[name]
+            target_N = targets[name]
             weight_N = torch.where(target_N == 0, BACKGROUND_WEIGHT, 1.0)
-            each_N = nn.functional.cross_entropy(logits_NC, target_N, reduction="none")
-            losses.append((each_N * weight_N).sum() / weight_N.sum())
-        return torch.stack(losses).mean()
+            each_N = nn.functional.cross_entropy(head(cells_ND.float()), target_N, reduction="none")
+            parts = zip((each_N * weight_N).split(counts), weight_N.split(counts), strict=True)
+            per_head.append(torch.stack([loss.sum() / weight.sum() for loss, weight in parts]))
+        return torch.stack(per_head).mean(0)
 
 
 class TinyBaseModel(nn.Module):
@@ -71,7 +72,9 @@ class CurriculumSource:
     ordered = True
 
     def __init__(self, config: Config, full: ScenesSource) -> None:
-        images_per_step = config.training.batch_size * config.training.accumulation // full.questions
+        images_per_step = (
+            config.training.batch_size * config.training.accumulation // full.questions
+        )
         self.first = round(config.tiny_base.small_share * config.training.steps) * images_per_step
         changes = {
             "min_cells": config.tiny_base.small_cells * 3 // 4,
@@ -108,7 +111,7 @@ class TinyBaseRecipe:
         if config.tiny_base.start == "scratch":
             tokenizer = build_tokenizer(vocabulary_texts(), vocab_size=config.arch.vocab_size)
             self.processor = build_processor(config.arch, tokenizer)
-            base = build_model(tiny_config(config.arch, tokenizer), seed=config.run.seed)
+            base: Any = build_model(tiny_config(config.arch, tokenizer), seed=config.run.seed)
         else:
             backbone = load_backbone(config.model, device=device)
             self.processor, base = backbone.processor, backbone.model
@@ -122,6 +125,7 @@ class TinyBaseRecipe:
         # without scenes nothing trains the reader, and an untrained tensor is not "trainable"
         reader.requires_grad_(config.data.train.type == "scenes")
         self.model = TinyBaseModel(base, reader).to(device)
+        self.base = base
 
     def train_source(self) -> SampleSource:
         source = self.config.data.train
@@ -135,7 +139,7 @@ class TinyBaseRecipe:
         rows = pack(encoded, markers=self.renderer.markers)
         ids_RL = rows.input_ids_RL
         types_RL = (ids_RL == self.renderer.markers.image).to(torch.int)
-        rope_3RL, _ = self.model.base.model.get_rope_index(
+        rope_3RL, _ = self.base.model.get_rope_index(
             ids_RL, mm_token_type_ids=types_RL, image_grid_thw=rows.grid_I3
         )
         batch: dict[str, Any] = {
@@ -148,8 +152,8 @@ class TinyBaseRecipe:
         if rows.pixels_ND is not None:
             batch["pixel_values"], batch["image_grid_thw"] = rows.pixels_ND, rows.grid_I3
         batch |= self._look_targets(groups, rows)
-        scenes = [group[0].facts.get("scene") for group in groups]
-        if all(scene is not None for scene in scenes):
+        scenes = [group[0].facts["scene"] for group in groups if "scene" in group[0].facts]
+        if len(scenes) == len(groups):
             targets = [cell_targets(scene) for scene in scenes]
             batch["cell_targets"] = {
                 name: torch.tensor([label for one in targets for label in one[name]])
@@ -158,8 +162,8 @@ class TinyBaseRecipe:
         return batch
 
     def _look_targets(self, groups: list[list[Sample]], rows: PackedRows) -> dict[str, Tensor]:
-        """Per question with known answer cells: its row, its last prompt token, the cells' tokens."""
-        row_Q, asking_Q, cells_QL = [], [], []
+        """Per question with known answer cells: row, last prompt token, the cells' tokens."""
+        row_Q, asking_Q, tokens_Q, cells_QL = [], [], [], []
         image_RL = rows.input_ids_RL == self.renderer.markers.image
         learned_RL = rows.labels_RL != IGNORE_INDEX
         for row, group in enumerate(groups):
@@ -173,17 +177,19 @@ class TinyBaseRecipe:
                 here_L[tokens[cells]] = True
                 row_Q.append(row)
                 asking_Q.append(int(first) - 1)
+                tokens_Q.append(int((learned_RL[row] & (rows.segment_RL[row] == number)).sum()))
                 cells_QL.append(here_L)
         if not row_Q:
             return {}
         return {
             "look_row": torch.tensor(row_Q),
             "look_from": torch.tensor(asking_Q),
+            "look_tokens": torch.tensor(tokens_Q),
             "look_at": torch.stack(cells_QL),
         }
 
     def loss(self, batch: dict[str, Any], *, step: int, denominator: Tensor) -> dict[str, Tensor]:
-        base, settings = self.model.base, self.config.tiny_base
+        base, settings = self.base, self.config.tiny_base
         features = None
         if "pixel_values" in batch:
             features = base.model.get_image_features(
@@ -203,39 +209,45 @@ class TinyBaseRecipe:
             base.lm_head, out.last_hidden_state, batch["labels"], denominator=denominator
         )
         metrics = {"loss": answer.total, "token_accuracy": answer.token_accuracy}
-        # micro-batches' losses are summed over a step, so each auxiliary brings its share of tokens
+        # each auxiliary counts an image or a question by its supervised tokens, like the answers,
+        # so that the sum over micro-batches does not depend on how a step is cut into them
         share = answer.tokens / denominator
         if look:
-            look_loss = self._look_loss(out.attentions, batch)
-            metrics["loss"] = metrics["loss"] + settings.look_loss_weight * share * look_loss
-            metrics["look_loss"] = look_loss.detach()
+            look_Q = self._look_losses(out.attentions, batch)
+            look_loss = (look_Q * batch["look_tokens"]).sum() / denominator
+            metrics["loss"] = metrics["loss"] + settings.look_loss_weight * look_loss
+            metrics["look_loss"] = look_loss.detach() / share
         if "cell_targets" in batch and features is not None and settings.cell_loss_weight > 0:
-            cells_ND = torch.cat(list(features.pooler_output))
-            cell_loss = self.model.reader(cells_ND, batch["cell_targets"])
-            metrics["loss"] = metrics["loss"] + settings.cell_loss_weight * share * cell_loss
-            metrics["cell_loss"] = cell_loss.detach()
+            cells = list(features.pooler_output)
+            cell_R = self.model.reader(
+                torch.cat(cells), batch["cell_targets"], counts=[len(rows) for rows in cells]
+            )
+            tokens_R = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(1)
+            cell_loss = (cell_R * tokens_R).sum() / denominator
+            metrics["loss"] = metrics["loss"] + settings.cell_loss_weight * cell_loss
+            metrics["cell_loss"] = cell_loss.detach() / share
         return metrics
 
     def _additive(self, visible_R1LL: Tensor) -> Tensor:
         """Eager attention adds its mask, so it must be a number, not a truth value."""
-        dtype = self.model.base.dtype
+        dtype = self.base.dtype
         zero = torch.zeros((), dtype=dtype, device=visible_R1LL.device)
         return torch.where(visible_R1LL, zero, torch.finfo(dtype).min)
 
     @staticmethod
-    def _look_loss(attentions: tuple[Tensor, ...], batch: dict[str, Any]) -> Tensor:
-        """-log of the attention that half the middle layer's heads pay to the answer's cells."""
+    def _look_losses(attentions: tuple[Tensor, ...], batch: dict[str, Any]) -> Tensor:
+        """[Q]: -log of the attention half the middle layer's heads pay to the answer's cells."""
         layer_RHLL = attentions[len(attentions) // 2]
         heads = max(1, layer_RHLL.shape[1] // 2)
         paid_QHL = layer_RHLL[batch["look_row"], :heads, batch["look_from"]]
         mass_QH = (paid_QHL * batch["look_at"][:, None]).sum(-1)
-        return -mass_QH.clamp_min(1e-6).log().mean()
+        return -mass_QH.clamp_min(1e-6).log().mean(1)
 
     @torch.inference_mode()
     def evaluate(self, source: SampleSource, *, limit: int) -> dict[str, float]:
         """Exact-match accuracy of generated answers, in all and per question kind."""
         right: dict[str, list[bool]] = defaultdict(list)
-        base = self.model.base.eval()
+        base = self.base.eval()
         size = self.config.eval.batch_size
         for start in range(0, min(limit, len(source)), size):
             samples = [source[i] for i in range(start, min(start + size, limit, len(source)))]
@@ -269,7 +281,7 @@ class TinyBaseRecipe:
     def finish(self, run: Any) -> None:
         """Write the base model folder to the run, and to `tiny_base.export` when asked."""
         folder = run.path / "model"
-        self.model.base.save_pretrained(folder)
+        self.base.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         if self.config.tiny_base.export is not None:
             shutil.copytree(folder, self.config.tiny_base.export, dirs_exist_ok=True)

@@ -6,10 +6,10 @@ deviation over the training seeds for the trained selector and every baseline, a
 each: it counts as outside the seed spread only when the *worst* trained seed beats the *best* run
 of the baseline. Finished runs are not repeated, so the same command continues after a stop.
 
-    python benchmarks/selectors.py                            # 3 seeds, recipe relevance
-    python benchmarks/selectors.py --seeds 0 1 2 --out results training.steps=400
+    python benchmarks/seeds.py                            # 3 seeds, recipe relevance
+    python benchmarks/seeds.py --seeds 0 1 2 --out results training.steps=400
 
-The folder then holds one run directory per seed, `selectors.json` and `selectors.txt`.
+The folder then holds one run directory per seed, `seeds.json` and `seeds.txt`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from saccade.training.provenance import machine, versions
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for `saccade train`")
     parser.add_argument("--recipe", default="relevance")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("runs/selectors"), help="results folder")
+    parser.add_argument("--out", type=Path, default=Path("runs/seeds"), help="results folder")
     return parser.parse_intermixed_args()
 
 
@@ -164,7 +164,7 @@ def verdict(rows: list[dict[str, Any]]) -> list[str]:
 def main() -> None:
     options = arguments()
     setting = {
-        "command": shlex.join(["python", "benchmarks/selectors.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/seeds.py", *sys.argv[1:]]),
         "seeds": options.seeds,
         "machine": machine(),
         "versions": versions(),
@@ -177,9 +177,9 @@ def main() -> None:
     lines = verdict(rows)
     options.out.mkdir(parents=True, exist_ok=True)
     result = {**setting, "samples": comparisons[0]["samples"], "rows": rows, "verdict": lines}
-    (options.out / "selectors.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    (options.out / "seeds.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     table = table_of(rows, seeds=len(options.seeds), samples=comparisons[0]["samples"])
-    with (options.out / "selectors.txt").open("w", encoding="utf-8") as file:
+    with (options.out / "seeds.txt").open("w", encoding="utf-8") as file:
         for console in (Console(width=150), Console(width=150, file=file)):
             console.print(table)
             console.print("\n".join(lines), soft_wrap=True)

@@ -1,0 +1,79 @@
+"""The benchmarks' own arithmetic, and that the speed benchmark runs on a real tiny model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.report_example import comparison
+from tests.scored_run import base_folder
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def shifted(by: float) -> dict[str, Any]:
+    found = comparison()
+    for row in found["rows"]:
+        if row["arm"] == "trained":
+            row["accuracy"] += by
+    return found
+
+
+def row(rows: list[dict[str, Any]], arm: str, matched: str = "tokens") -> dict[str, Any]:
+    return next(r for r in rows if r["arm"] == arm and r["matched"] == matched)
+
+
+def test_a_margin_counts_only_when_the_worst_seed_beats_the_best_baseline() -> None:
+    seeds = load("seeds")
+    rows = seeds.summarise([shifted(0.0), shifted(0.02), shifted(-0.02)])
+    assert row(rows, "trained")["accuracy"] == pytest.approx(0.9)
+    assert row(rows, "trained")["accuracy_sd"] == pytest.approx(0.02)
+    margin = row(rows, "resize")["margin"]
+    assert margin["mean"] == pytest.approx(0.4)
+    assert margin["worst_case"] == pytest.approx(0.38)
+    assert margin["outside_spread"]
+    close = seeds.summarise([shifted(0.0), shifted(-0.5)])
+    assert not row(close, "resize")["margin"]["outside_spread"]
+
+
+def test_the_verdict_names_the_best_rival_at_equal_tokens() -> None:
+    seeds = load("seeds")
+    (line,) = seeds.verdict(seeds.summarise([shifted(0.0), shifted(0.0)]))
+    assert "best other resized image 50.0" in line
+    assert "outside the seed spread: yes" in line
+    assert "-5.0 points against all tokens" in line
+
+
+def test_the_speed_benchmark_states_parts_and_ceiling(tmp_path: Path) -> None:
+    model, out = base_folder(tmp_path / "base"), tmp_path / "speed.json"
+    command = [
+        sys.executable, str(FOLDER / "prefill.py"), "--model", str(model), "--sizes", "64",
+        "--keep", "0.5", "--repeat", "1", "--warmup", "0", "--batch", "2", "--threads", "1",
+        "--out", str(out),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "physical ceiling" in done.stdout
+    (found,) = json.loads(out.read_text())["measured"]
+    full, trained, resize = found["rows"]
+    assert full["visual_tokens"] == 16
+    assert full["measured_speedup"] == pytest.approx(1.0)
+    assert trained["flops"]["vision"] == full["flops"]["vision"] > resize["flops"]["vision"]
+    assert trained["kv_bytes"] < full["kv_bytes"]
+    assert found["ceiling"]["flops"] > 1.0
