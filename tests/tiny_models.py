@@ -10,6 +10,7 @@ import functools
 
 import torch
 from PIL import Image
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from saccade.config.schema import ArchConfig, ScenesSource, SelectorConfig
 from saccade.data.chat import ChatRenderer
@@ -39,9 +40,37 @@ def random_backbone() -> Backbone:
     return Backbone(model=model, processor=processor, name="random", location="memory")
 
 
-def relevance_model(**settings: object) -> RelevanceModel:
+@functools.cache
+def older_backbone() -> Backbone:
+    """A Qwen2.5-VL: no DeepStack, window attention in the tower, sectioned M-RoPE."""
+    processor = random_backbone().processor
+    ids = random_backbone().model.config
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(processor.tokenizer), "hidden_size": 64, "intermediate_size": 96,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
+                                "mrope_section": [2, 3, 3]},
+            "initializer_range": 0.15,
+        },
+        vision_config={
+            "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
+            "patch_size": ARCH.patch_size, "out_hidden_size": 64, "window_size": 32,
+            "fullatt_block_indexes": [1], "initializer_range": 0.15,
+        },
+        image_token_id=ids.image_token_id, video_token_id=ids.video_token_id,
+        vision_start_token_id=ids.vision_start_token_id,
+        vision_end_token_id=ids.vision_end_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        model = Qwen2_5_VLForConditionalGeneration(config).eval().requires_grad_(False)
+    return Backbone(model=model, processor=processor, name="older", location="memory")
+
+
+def relevance_model(backbone: Backbone | None = None, **settings: object) -> RelevanceModel:
     config = SelectorConfig.model_validate({"width": 32, "heads": 4, **settings})
-    return RelevanceModel(random_backbone(), config, seed=3).eval()
+    return RelevanceModel(backbone or random_backbone(), config, seed=3).eval()
 
 
 def renderer() -> ChatRenderer:

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from saccade.models.backbone import Backbone
 from saccade.models.relevance.allocate import top_k
 from saccade.models.relevance.gates import gated_attention_mask
 from saccade.models.relevance.model import RelevanceModel
@@ -19,6 +20,7 @@ from saccade.models.relevance.prune import ImageTokens, LanguageInputs, full_len
 from tests.tiny_models import (
     mixed_samples,
     model_inputs,
+    older_backbone,
     random_backbone,
     relevance_model,
     renderer,
@@ -28,18 +30,22 @@ from tests.tiny_models import (
 TOLERANCE = 1e-4
 
 
-def stock_logits(batch: dict) -> torch.Tensor:
+def stock_logits(batch: dict, backbone: Backbone | None = None) -> torch.Tensor:
     with torch.no_grad():
-        return random_backbone().model(**model_inputs(batch)).logits
+        return (backbone or random_backbone()).model(**model_inputs(batch)).logits
 
 
-def test_keeping_everything_gives_the_unmodified_models_logits_bit_for_bit() -> None:
+@pytest.mark.parametrize("backbone", [random_backbone, older_backbone])
+def test_keeping_everything_gives_the_unmodified_models_logits_bit_for_bit(
+    backbone: Callable[[], Backbone],
+) -> None:
     batch = renderer().batch(mixed_samples(), with_answer=True)
     assert (batch["attention_mask"] == 0).any(), "the batch should be padded"
     assert len(set(map(tuple, batch["image_grid_thw"].tolist()))) == 4
     with torch.no_grad():
-        ours = relevance_model(keep=1.0)(**{k: v for k, v in batch.items() if k != "sample_ids"})
-    assert torch.equal(ours.logits, stock_logits(batch))
+        model = relevance_model(backbone(), keep=1.0)
+        ours = model(**{k: v for k, v in batch.items() if k != "sample_ids"})
+    assert torch.equal(ours.logits, stock_logits(batch, backbone()))
 
 
 def test_text_only_samples_pass_through_bit_for_bit() -> None:
@@ -72,9 +78,11 @@ def masked_reference(model: RelevanceModel, batch: dict, keep: float) -> torch.T
 Mutation = Callable[[LanguageInputs], LanguageInputs]
 
 
-def largest_difference(mutate: Mutation, keep: float = 0.3) -> float:
+def largest_difference(
+    mutate: Mutation, keep: float = 0.3, backbone: Backbone | None = None
+) -> float:
     """Of pruned logits against the masked reference, at every position that is left."""
-    model = relevance_model()
+    model = relevance_model(backbone)
     batch = renderer().batch(mixed_samples(), with_answer=True)
     reduced = model.reduce(batch, keep=keep)
     inputs = mutate(reduced.inputs)
@@ -116,6 +124,11 @@ def forget_the_padding(inputs: LanguageInputs) -> LanguageInputs:
 @pytest.mark.parametrize("keep", [0.05, 0.3, 0.9])
 def test_dropping_tokens_equals_masking_their_keys(keep: float) -> None:
     assert largest_difference(lambda inputs: inputs, keep) < TOLERANCE
+
+
+def test_dropping_equals_masking_in_a_family_without_deepstack() -> None:
+    assert largest_difference(lambda inputs: inputs, 0.3, older_backbone()) < TOLERANCE
+    assert largest_difference(renumber, 0.3, older_backbone()) > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from saccade.config.errors import InputError, OutsideError
 from saccade.config.schema import ModelConfig
 from saccade.models.processing import load_processor
 
-SUPPORTED_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+SUPPORTED_TYPES = ("qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl", "qwen2_vl")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

@@ -30,7 +30,12 @@ from saccade.models.relevance.allocate import budget, top_k
 from saccade.models.relevance.baselines import ARMS
 from saccade.models.relevance.gates import gated_attention_mask, soft_top_k, straight_through
 from saccade.models.relevance.grids import CellGrid
-from saccade.models.relevance.prune import ImageTokens, LanguageInputs, full_length
+from saccade.models.relevance.prune import (
+    ImageTokens,
+    LanguageInputs,
+    deepstack_levels,
+    full_length,
+)
 from saccade.models.relevance.reduce import Reduced, reduce_with_arm
 from saccade.models.relevance.selector import Question, RelevanceSelector, Scored
 from saccade.models.relevance.teacher import distillation_losses, question_attention
@@ -189,7 +194,7 @@ class RelevanceModel(nn.Module):
             images=ImageTokens(
                 pooled=tuple(out.pooler_output[j] for j in image_of),
                 deepstack=tuple(
-                    tuple(level[j] for j in image_of) for level in out.deepstack_features
+                    tuple(level[j] for j in image_of) for level in deepstack_levels(out)
                 ),
             ),
             labels_BS=batch.get("labels"),

@@ -20,7 +20,12 @@ from torch import Tensor
 from saccade.models.relevance import baselines
 from saccade.models.relevance.allocate import lattice, top_k
 from saccade.models.relevance.baselines import ArmInfo
-from saccade.models.relevance.prune import ImageTokens, LanguageInputs, drop_tokens
+from saccade.models.relevance.prune import (
+    ImageTokens,
+    LanguageInputs,
+    deepstack_levels,
+    drop_tokens,
+)
 from saccade.models.relevance.selector import Scored
 
 if TYPE_CHECKING:
@@ -185,7 +190,7 @@ def _resized(
     )
     images = ImageTokens(
         pooled=tuple(out.pooler_output),
-        deepstack=tuple(tuple(level) for level in out.deepstack_features),
+        deepstack=tuple(tuple(level) for level in deepstack_levels(out)),
     )
     inputs = replace(short, images=images, positions_3BS=positions_3BS)
     return _replaced(inputs, features, targets)

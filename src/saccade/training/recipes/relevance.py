@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from saccade.config.errors import InputError
 from saccade.config.schema import Config
 from saccade.data.chat import IGNORE_INDEX, ChatRenderer
 from saccade.data.samples import Sample
@@ -31,6 +32,12 @@ class RelevanceRecipe:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        if config.model.attention == "flash_attention_2":
+            raise InputError(
+                "model.attention=flash_attention_2 cannot train a selector: the gate is an "
+                "attention mask, and FlashAttention takes none"
+                "\n  fix: train with model.attention=sdpa; use flash_attention_2 afterwards"
+            )
         backbone = load_backbone(config.model, device=pick_device(config.model))
         self.model = RelevanceModel(backbone, config.selector, seed=config.run.seed)
         self.renderer = ChatRenderer(
