@@ -267,9 +267,7 @@ def _unique(things: list[Thing], attribute: str) -> list[Thing]:
 def _attribute_questions(scene: Scene, kind: str) -> list[Question]:
     phrases = {
         ("color", "shape"): "what color is the {}?",
-        ("color", "digit"): "what color is the shape with a {}?",
         ("shape", "color"): "which shape is {}?",
-        ("shape", "digit"): "which shape has a {}?",
         ("digit", "shape"): "which digit is on the {}?",
         ("digit", "color"): "which digit is on the {} shape?",
     }
