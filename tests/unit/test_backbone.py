@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny_models import random_backbone, sample
 
 from saccade.config.errors import InputError, OutsideError
 from saccade.config.schema import ModelConfig
 from saccade.data.chat import ChatRenderer
 from saccade.models.backbone import load_backbone, locate, pick_device
+from tests.tiny_models import random_backbone, sample
 
 
 def save_as_folder(folder: Path) -> Path:

@@ -67,20 +67,20 @@ def user_text_mask(input_ids_BL: Tensor, *, markers: ChatMarkers) -> Tensor:
     Returns bool [B, L]. Answers, system prompts and role names are never marked, so a selector
     that reads only marked tokens cannot see what it is asked to predict.
     """
-    mask_BL = torch.zeros_like(input_ids_BL, dtype=torch.bool)
-    skip = {markers.vision_start, markers.vision_end, markers.image, markers.pad}
-    opening, width = list(markers.user_start), len(markers.user_start)
-    for row, ids in enumerate(input_ids_BL.tolist()):
-        position = 0
-        while position <= len(ids) - width:
-            if ids[position] != opening[0] or ids[position : position + width] != opening:
-                position += 1
-                continue
-            position += width
-            while position < len(ids) and ids[position] != markers.turn_end:
-                mask_BL[row, position] = ids[position] not in skip
-                position += 1
-    return mask_BL
+    opening = torch.tensor(markers.user_start, device=input_ids_BL.device)
+    place_L = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device)
+    if len(place_L) < len(opening):
+        return torch.zeros_like(input_ids_BL, dtype=torch.bool)
+    opens_BL = (input_ids_BL.unfold(1, len(opening), 1) == opening).all(-1)
+    # a turn's words start right after its opening; the last marker before a token decides
+    starts_BL = torch.nn.functional.pad(opens_BL, (len(opening), 0))[:, : len(place_L)]
+    last_start_BL = torch.where(starts_BL, place_L, -1).cummax(1).values
+    last_end_BL = torch.where(input_ids_BL == markers.turn_end, place_L, -1).cummax(1).values
+    not_words = torch.tensor(
+        (markers.vision_start, markers.vision_end, markers.image, markers.pad),
+        device=input_ids_BL.device,
+    )
+    return (last_start_BL > last_end_BL) & ~torch.isin(input_ids_BL, not_words)
 
 
 class ChatRenderer:

@@ -33,13 +33,13 @@ from saccade.models.relevance.grids import CellGrid
 from saccade.models.relevance.prune import (
     ImageTokens,
     LanguageInputs,
-    deepstack_levels,
     full_length,
 )
 from saccade.models.relevance.reduce import Reduced, reduce_with_arm
 from saccade.models.relevance.selector import Question, RelevanceSelector, Scored
 from saccade.models.relevance.teacher import distillation_losses, question_attention
 from saccade.models.relevance.textures import PatchLayout, Textures, compute_textures
+from saccade.models.relevance.vision import encode_images
 
 PASSED_ON = ("output_attentions", "output_hidden_states", "use_cache")
 
@@ -175,14 +175,13 @@ class RelevanceModel(nn.Module):
         pixels_ND, grid_I3 = batch["pixel_values"], batch["image_grid_thw"]
         types_BL = batch.get("mm_token_type_ids")
         types_BL = (ids_BL == self.markers.image).int() if types_BL is None else types_BL
-        pixels_ND, unique_J3, image_of = _unique_images(pixels_ND, grid_I3)
-        out = self.base.model.get_image_features(pixels_ND, unique_J3, return_dict=True)
-        textures = compute_textures(pixels_ND, unique_J3, layout=self.layout)
-        counts = CellGrid.of(unique_J3, merge=self.layout.merge).counts
+        images = encode_images(self.base, pixels_ND, grid_I3)
+        textures = compute_textures(images.pixels_ND, images.grid_J3, layout=self.layout)
+        counts = CellGrid.of(images.grid_J3, merge=self.layout.merge).counts
 
         def spread(values_N: Tensor) -> Tensor:
             parts = values_N.split(counts)
-            return torch.cat([parts[j] for j in image_of])
+            return torch.cat([parts[j] for j in images.distinct_of])
 
         positions_3BL, _ = self.base.model.get_rope_index(
             ids_BL, mm_token_type_ids=types_BL, image_grid_thw=grid_I3, attention_mask=mask_BL
@@ -191,12 +190,7 @@ class RelevanceModel(nn.Module):
             input_ids_BS=ids_BL,
             attention_mask_BS=mask_BL,
             positions_3BS=positions_3BL,
-            images=ImageTokens(
-                pooled=tuple(out.pooler_output[j] for j in image_of),
-                deepstack=tuple(
-                    tuple(level[j] for j in image_of) for level in deepstack_levels(out)
-                ),
-            ),
+            images=images.tokens,
             labels_BS=batch.get("labels"),
         )
         grid = CellGrid.of(grid_I3, merge=self.layout.merge)
@@ -369,24 +363,3 @@ class Gated:
     hard_N: Tensor
     soft_N: Tensor
     arguments: dict[str, Any]
-
-
-def _unique_images(pixels_ND: Tensor, grid_I3: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-    """Collapse runs of identical images: (pixels, grids, index of each image's representative)."""
-    parts = pixels_ND.split(grid_I3.prod(-1).tolist())
-    chosen: list[int] = []
-    image_of: list[int] = []
-    for image, part in enumerate(parts):
-        if not (
-            chosen and part.shape == parts[chosen[-1]].shape and _same(part, parts[chosen[-1]])
-        ):
-            chosen.append(image)
-        image_of.append(len(chosen) - 1)
-    if len(chosen) == len(parts):
-        return pixels_ND, grid_I3, image_of
-    return torch.cat([parts[i] for i in chosen]), grid_I3[chosen], image_of
-
-
-def _same(a_ND: Tensor, b_ND: Tensor) -> bool:
-    # a cheap glance first: most different images differ in their first row
-    return bool(torch.equal(a_ND[0], b_ND[0])) and bool(torch.equal(a_ND, b_ND))

@@ -43,11 +43,6 @@ class ImageTokens:
         )
 
 
-def deepstack_levels(encoder_output: Any) -> list[Any]:
-    """DeepStack features per level; families before Qwen3-VL have none."""
-    return list(getattr(encoder_output, "deepstack_features", None) or [])
-
-
 @dataclass(frozen=True)
 class LanguageInputs:
     """What the language model reads; `source_BS` is each position's place in the full sequence."""

@@ -21,12 +21,11 @@ from saccade.models.relevance import baselines
 from saccade.models.relevance.allocate import lattice, top_k
 from saccade.models.relevance.baselines import ArmInfo
 from saccade.models.relevance.prune import (
-    ImageTokens,
     LanguageInputs,
-    deepstack_levels,
     drop_tokens,
 )
 from saccade.models.relevance.selector import Scored
+from saccade.models.relevance.vision import encode_images
 
 if TYPE_CHECKING:
     from saccade.models.relevance.model import RelevanceModel, VisualFeatures
@@ -176,9 +175,7 @@ def _resized(
     merge = model.layout.merge
     targets = [(h // merge, w // merge) for _, (_, h, w) in small]
     grid_I3 = torch.tensor([size for _, size in small], device=model.device)
-    out = model.base.model.get_image_features(
-        torch.cat([pixels for pixels, _ in small]), grid_I3, return_dict=True
-    )
+    encoded = encode_images(model.base, torch.cat([pixels for pixels, _ in small]), grid_I3)
     markers = model.markers
     keep_N = _first_cells(grid.counts, [a * b for a, b in targets], device=model.device)
     short = drop_tokens(inputs, keep_N, image_token=markers.image, pad_token=markers.pad)
@@ -188,11 +185,7 @@ def _resized(
         image_grid_thw=grid_I3,
         attention_mask=short.attention_mask_BS,
     )
-    images = ImageTokens(
-        pooled=tuple(out.pooler_output),
-        deepstack=tuple(tuple(level) for level in deepstack_levels(out)),
-    )
-    inputs = replace(short, images=images, positions_3BS=positions_3BS)
+    inputs = replace(short, images=encoded.tokens, positions_3BS=positions_3BS)
     return _replaced(inputs, features, targets)
 
 
