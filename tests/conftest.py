@@ -8,6 +8,8 @@ import pytest
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any test imports a hub library
+# before torch is imported: tests fork, and a forked child hangs in its parent's thread pool
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("saccade", deadline=None, derandomize=True)
 settings.load_profile("saccade")
 

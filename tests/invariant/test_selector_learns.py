@@ -193,7 +193,8 @@ def test_soft_top_k_sums_to_k_and_its_gradient_is_the_numerical_one() -> None:
     valid = torch.ones(2, 9, dtype=torch.bool)
     valid[1, 6:] = False
     kept = torch.tensor([3, 2])
-    gates = soft_top_k(logits, valid_IM=valid, kept_I=kept, temperature=0.5)
+    half = torch.full((2,), 0.5)
+    gates = soft_top_k(logits, valid_IM=valid, kept_I=kept, temperature_I=half)
     assert torch.allclose(gates.sum(1), kept.float(), atol=1e-3)
     assert (gates[1, 6:] == 0).all()
     weight = torch.randn(2, 9, generator=generator)
@@ -203,7 +204,9 @@ def test_soft_top_k_sums_to_k_and_its_gradient_is_the_numerical_one() -> None:
         step = torch.zeros(2, 9)
         step[image, cell] = 1e-2
         up, down = (
-            soft_top_k(logits.detach() + sign * step, valid_IM=valid, kept_I=kept, temperature=0.5)
+            soft_top_k(
+                logits.detach() + sign * step, valid_IM=valid, kept_I=kept, temperature_I=half
+            )
             for sign in (1, -1)
         )
         numeric = float(((up - down) * weight).sum()) / 2e-2

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +162,14 @@ def train_toy(folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     )
 
 
-def main(folder: Path, overrides: Sequence[str]) -> int:
+Train = Callable[[Path, Sequence[str]], Any]
+"""Something that trains in a folder with overrides: the toy, or a real recipe."""
+
+
+def main(folder: Path, overrides: Sequence[str], train: Train = train_toy) -> int:
     """Train, and return the exit code that the command line would."""
     try:
-        train_toy(folder, overrides)
+        train(folder, overrides)
     except SaccadeError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
@@ -185,6 +189,7 @@ class ForkedRun:
         *,
         env: Mapping[str, str] | None = None,
         log: Path | None = None,
+        train: Train = train_toy,
     ) -> None:
         self.log = log or folder.with_suffix(".log")
         self.code: int | None = None
@@ -198,7 +203,7 @@ class ForkedRun:
             for stream in (1, 2):
                 os.dup2(output, stream)
             sys.stderr = os.fdopen(2, "w", buffering=1)
-            code = main(folder, overrides)
+            code = main(folder, overrides, train)
             sys.stderr.flush()
         finally:
             os._exit(code)  # never back into the caller's test session

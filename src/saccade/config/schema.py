@@ -143,6 +143,8 @@ class ScenesSource(Node):
     """Fewest objects per scene."""
     max_objects: PositiveInt = 14
     """Most objects per scene."""
+    clutter: NonNegative = 1.0
+    """Patches of busy texture that carry no answer, as a multiple of the number of objects."""
     half_size_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Share of the scenes shrunk to half size, a quarter of the cells (training a base that
     copes with resized images)."""

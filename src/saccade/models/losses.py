@@ -28,6 +28,11 @@ class SupervisedLoss:
     tokens: Tensor
 
 
+def supervised_tokens(labels_BL: Tensor) -> Tensor:
+    """How many next-token predictions the labels supervise (at least 1)."""
+    return (labels_BL[:, 1:] != IGNORE_INDEX).sum().clamp_min(1)
+
+
 def supervised_loss(
     lm_head: Any, hidden_BLD: Tensor, labels_BL: Tensor, *, denominator: Tensor | float
 ) -> SupervisedLoss:

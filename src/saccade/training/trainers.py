@@ -70,7 +70,7 @@ class Recipe(Protocol):
         """`loss` is the sum of token losses / `denominator`; other keys are metrics.
 
         `step` counts the optimizer steps already done, `denominator` the supervised tokens of the
-        whole optimizer step. Losses of micro-batches are added up, so an auxiliary mean must be
+        whole optimizer step per process (DDP averages over them). Losses of micro-batches are added up, so an auxiliary mean must be
         multiplied by the micro-batch's share of the supervised tokens. Metrics are averaged with
         that same share as weight.
         """
@@ -239,16 +239,18 @@ class SaccadeTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """This micro-batch's part of the step's loss."""
-        parts = model(inputs, step=self.state.global_step, denominator=num_items_in_batch)
         assert isinstance(num_items_in_batch, Tensor)  # `get_batch_samples` made it
+        # DDP averages gradients over processes, but the loss is already divided by all tokens. The
+        # correction goes into the denominator, where a recipe that bounds gradients sees it too.
+        world = self.args.world_size
+        parts = model(inputs, step=self.state.global_step, denominator=num_items_in_batch / world)
         share = count_supervised(inputs) / num_items_in_batch
         for name, value in parts.items():
             # in float64, so that adding up micro-batches does not depend on how they are cut
             self._parts[name] = self._parts[name] + value.detach().double() * (
-                1.0 if name == "loss" else share
+                1.0 / world if name == "loss" else share
             )
-        # DDP averages gradients over processes, but the loss is already divided by all tokens
-        return parts["loss"] * self.args.world_size
+        return parts["loss"]
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         step = self.state.global_step + 1

@@ -114,7 +114,8 @@ def make_scene(source: ScenesSource, *, index: int) -> Scene:
     columns = max(4, min(round(area / rows), source.max_cells // rows))
     shapes = int(rng.integers(source.min_objects, source.max_objects + 1))
     signs = min(3, 1 + shapes // 5) if "word" in source.kinds else 0
-    things = _place(rng, rows * cell, columns * cell, cell=cell, shapes=shapes, signs=signs)
+    counts = (signs, shapes, max(1, int(shapes * source.clutter)))
+    things = _place(rng, rows * cell, columns * cell, cell=cell, counts=counts)
     return Scene(
         key=f"scenes-{source.seed}-{source.split}-{index}",
         rows=rows,
@@ -127,9 +128,10 @@ def make_scene(source: ScenesSource, *, index: int) -> Scene:
 
 
 def _place(
-    rng: np.random.Generator, height: int, width: int, *, cell: int, shapes: int, signs: int
+    rng: np.random.Generator, height: int, width: int, *, cell: int, counts: tuple[int, int, int]
 ) -> list[Thing]:
-    """Signs first (they are wide), then shapes, then clutter, none overlapping."""
+    """Signs first (they are wide), then shapes, then clutter (`counts`), none overlapping."""
+    signs, shapes, clutter = counts
     placed: list[Thing] = []
     half = cell // 2
     frame_colors = rng.permutation(len(COLORS))
@@ -162,7 +164,7 @@ def _place(
             color=COLORS[rng.integers(len(COLORS))],
             digit=int(rng.integers(10)),
         )  # fmt: skip
-    for _ in range(max(1, shapes // 4)):
+    for _ in range(clutter):
         side = half * int(rng.integers(3, 7))
         put(side, side, category="clutter", seed=int(rng.integers(2**31)))
     return placed

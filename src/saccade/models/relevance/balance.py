@@ -34,25 +34,36 @@ ANCHORS = 128
 
 @dataclass(frozen=True)
 class Balanced:
-    """`logit_IHW` ranks cells; `weight_IHWK` sums to 1 per cell; `tension_I3` is in 0..1."""
+    """`logit_IHW` ranks cells; `weight_IHWK` sums to 1 per cell; `tension_I3` is in 0..1.
+
+    `softness_I` multiplies the temperature of the soft top-K.
+    """
 
     logit_IHW: Tensor
     weight_IHWK: Tensor
     tension_I3: Tensor
+    softness_I: Tensor
 
 
 class Weigh(nn.Module):
-    """Weights of the scores for each cell, from the cell, its scores and the question."""
+    """Weights of the scores for each cell, from the cell, its scores, its region and the question.
+
+    The region's scores (3x3 and 5x5 means) let one score point at the part that another judges:
+    near a match, trust information, and the cell with the answer on it wins.
+    """
 
     def __init__(self, width: int, *, scores: int) -> None:
         super().__init__()
         self.cell = nn.Linear(width, 64)
         self.question = nn.Linear(width, 64, bias=False)
-        self.maps = nn.Linear(scores, 64, bias=False)
+        self.maps = nn.Linear(3 * scores, 64, bias=False)
         self.out = nn.Linear(64, scores)
 
-    def forward(self, maps_IHWK: Tensor, cells_IHWW: Tensor, question_IW: Tensor) -> Tensor:
-        hidden = self.cell(cells_IHWW) + self.maps(maps_IHWK)
+    def forward(
+        self, maps_IHWK: Tensor, cells_IHWW: Tensor, question_IW: Tensor, valid_IHW: Tensor
+    ) -> Tensor:
+        regions = [box_mean(maps_IHWK, valid_IHW, radius=radius) for radius in (1, 2)]
+        hidden = self.cell(cells_IHWW) + self.maps(torch.cat([maps_IHWK, *regions], -1))
         return self.out(F.gelu(hidden + self.question(question_IW)[:, None, None])).softmax(-1)
 
 
@@ -64,6 +75,7 @@ class Balance(nn.Module):
         # one score needs no weighing, and parameters that do nothing would never get a gradient
         self.weigh = Weigh(width, scores=scores) if scores > 1 else None
         self.code = nn.Linear(width, 32, bias=False)
+        self.log_scale = nn.Parameter(torch.zeros(()))
         start = torch.logit(torch.tensor(NEUTRAL))
         self.tensions = nn.Linear(width + 3 * scores, 3) if learn_tensions else None
         if self.tensions is not None:
@@ -75,7 +87,7 @@ class Balance(nn.Module):
     ) -> Balanced:
         weight_IHWK = torch.ones_like(maps_IHWK)
         if self.weigh is not None:
-            weight_IHWK = self.weigh(maps_IHWK, cells_IHWW, question_IW)
+            weight_IHWK = self.weigh(maps_IHWK, cells_IHWW, question_IW, valid_IHW)
         base_IHW = (weight_IHWK * maps_IHWK).sum(-1)
         tension_I3 = self._tensions(maps_IHWK, question_IW, valid_IHW)
         compress, explore, diversify = tension_I3.unbind(-1)
@@ -85,9 +97,10 @@ class Balance(nn.Module):
         code_IHWC = F.normalize(self.code(cells_IHWW), dim=-1, eps=1e-4)
         redundancy_IHW = _redundancy(logit_IHW, code_IHWC, valid_IHW)
         logit_IHW = logit_IHW - diversify[:, None, None] * redundancy_IHW
-        # exploring also flattens the scores that the soft top-K sees
-        logit_IHW = logit_IHW / (0.5 + explore[:, None, None])
-        return Balanced(logit_IHW, weight_IHWK, tension_I3)
+        # ranks do not see a scale, but imitating a peaked teacher needs one; without this
+        # parameter the tensions would be bent into serving as it
+        logit_IHW = logit_IHW * self.log_scale.exp()
+        return Balanced(logit_IHW, weight_IHWK, tension_I3, 0.5 + 5 * explore.detach())
 
     def _tensions(self, maps_IHWK: Tensor, question_IW: Tensor, valid_IHW: Tensor) -> Tensor:
         if self.tensions is None:

@@ -21,16 +21,19 @@ import torch
 from torch import Tensor
 
 BISECTION_STEPS = 50
-GATE_FLOOR = 1e-6
-"""Added inside the log: log 0 has no gradient to offer, and 1e-6 of a weight changes nothing."""
+GATE_FLOOR = 1e-12
+"""Added inside the log: log 0 has no gradient to offer. Sharp attention outweighs 1e-6."""
+GAIN_LIMIT_NATS = 2.0
+"""Most that opening one gate is believed to change an answer's loss (see `bound_gain`)."""
 
 
 class _SoftTopK(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, scores_IM: Tensor, valid_IM: Tensor, kept_I: Tensor, temperature: float
+        ctx: Any, scores_IM: Tensor, valid_IM: Tensor, kept_I: Tensor, temperature_I: Tensor
     ) -> Tensor:
-        scaled_IM = (scores_IM.float() / temperature).masked_fill(~valid_IM, -torch.inf)
+        scaled_IM = scores_IM.float() / temperature_I[:, None]
+        scaled_IM = scaled_IM.masked_fill(~valid_IM, -torch.inf)
         finite_IM = scaled_IM.masked_fill(~valid_IM, 0)
         low_I = -finite_IM.amax(1) - 20
         high_I = -finite_IM.amin(1) + 20
@@ -40,29 +43,44 @@ class _SoftTopK(torch.autograd.Function):
             high_I = torch.where(too_many_I, middle_I, high_I)
             low_I = torch.where(too_many_I, low_I, middle_I)
         gate_IM = torch.sigmoid(scaled_IM + ((low_I + high_I) / 2)[:, None])
-        ctx.save_for_backward(gate_IM)
-        ctx.temperature = temperature
+        ctx.save_for_backward(gate_IM, temperature_I)
         return gate_IM
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (gate_IM,) = ctx.saved_tensors
+        gate_IM, temperature_I = ctx.saved_tensors
         slope_IM = gate_IM * (1 - gate_IM)
         pull_IM = grads[0] * slope_IM
         mean_I1 = pull_IM.sum(1, keepdim=True) / slope_IM.sum(1, keepdim=True).clamp_min(1e-12)
-        return (pull_IM - slope_IM * mean_I1) / ctx.temperature, None, None, None
+        return (pull_IM - slope_IM * mean_I1) / temperature_I[:, None], None, None, None
 
 
 def soft_top_k(
-    scores_IM: Tensor, *, valid_IM: Tensor, kept_I: Tensor, temperature: float
+    scores_IM: Tensor, *, valid_IM: Tensor, kept_I: Tensor, temperature_I: Tensor
 ) -> Tensor:
-    """Gates in 0..1 that sum to `kept_I` per image; 0 outside `valid_IM`."""
-    return _SoftTopK.apply(scores_IM, valid_IM, kept_I.to(scores_IM), temperature)  # type: ignore
+    """Gates in 0..1 that sum to `kept_I` per image; 0 outside `valid_IM`.
+
+    The temperature is given per image and gets no gradient.
+    """
+    return _SoftTopK.apply(scores_IM, valid_IM, kept_I.to(scores_IM), temperature_I)  # type: ignore
 
 
 def straight_through(soft: Tensor, hard: Tensor) -> Tensor:
     """Value of `hard`, gradient of `soft`."""
     return hard.to(soft.dtype) + soft - soft.detach()
+
+
+def bound_gain(gate_N: Tensor, *, tokens: Tensor | float) -> Tensor:
+    """Limit each gate's gradient to `GAIN_LIMIT_NATS` over the loss's `tokens`.
+
+    At a closed gate the slope is exp(logit) / Z, which sharp attention makes thousands of times
+    larger than what opening the gate could ever gain: a line through a saturating curve. Without
+    this bound a single wanted but dropped cell throws the selector off.
+    """
+    limit = GAIN_LIMIT_NATS / tokens
+    if gate_N.requires_grad:
+        gate_N.register_hook(lambda gradient: gradient.clamp(-limit, limit))
+    return gate_N
 
 
 def gated_attention_mask(

@@ -24,11 +24,21 @@ from saccade.config.errors import InputError
 from saccade.config.schema import ModelConfig, SelectorConfig
 from saccade.data.chat import ChatMarkers, user_text_mask
 from saccade.models.backbone import Backbone
-from saccade.models.losses import IGNORE_INDEX, SupervisedLoss, supervised_loss
+from saccade.models.losses import (
+    IGNORE_INDEX,
+    SupervisedLoss,
+    supervised_loss,
+    supervised_tokens,
+)
 from saccade.models.relevance import storage
 from saccade.models.relevance.allocate import budget, top_k
 from saccade.models.relevance.baselines import ARMS
-from saccade.models.relevance.gates import gated_attention_mask, soft_top_k, straight_through
+from saccade.models.relevance.gates import (
+    bound_gain,
+    gated_attention_mask,
+    soft_top_k,
+    straight_through,
+)
 from saccade.models.relevance.grids import CellGrid
 from saccade.models.relevance.prune import (
     ImageTokens,
@@ -250,9 +260,20 @@ class RelevanceModel(nn.Module):
 
     # -- training --------------------------------------------------------------------------------
 
-    def gate(self, features: VisualFeatures, *, keep: int | float | None = None) -> Gated:
-        """Full-length inputs whose visual tokens act as strongly as the selector lets them."""
+    def gate(
+        self,
+        features: VisualFeatures,
+        *,
+        keep: int | float | None = None,
+        denominator: Tensor | float | None = None,
+    ) -> Gated:
+        """Full-length inputs whose visual tokens act as strongly as the selector lets them.
+
+        `denominator` is what the loss will be divided by; default: its own supervised tokens.
+        """
         inputs, grid = features.inputs, features.grid
+        if denominator is None:
+            denominator = 1.0 if inputs.labels_BS is None else supervised_tokens(inputs.labels_BS)
         assert inputs.images is not None
         scored = self.score(features)
         kept = self.budgets(grid, keep)
@@ -262,10 +283,10 @@ class RelevanceModel(nn.Module):
             grid.pad(scored.logits_N[:, None])[..., 0].flatten(1),
             valid_IM=valid_IM,
             kept_I=torch.tensor(kept, device=valid_IM.device),
-            temperature=self.selector_config.temperature,
+            temperature_I=self.selector_config.temperature * scored.softness_I,
         )
         soft_N = soft_IM[valid_IM]
-        gate_N = straight_through(soft_N, hard_N)
+        gate_N = bound_gain(straight_through(soft_N, hard_N), tokens=denominator)
         gate_BL = torch.ones_like(inputs.input_ids_BS, dtype=gate_N.dtype)
         gate_BL = gate_BL.masked_scatter(inputs.input_ids_BS == self.markers.image, gate_N)
         gates = gate_N.split(grid.counts)
@@ -290,7 +311,7 @@ class RelevanceModel(nn.Module):
         self, features: VisualFeatures, *, keep: int | float, denominator: Tensor | float
     ) -> tuple[SupervisedLoss, Gated]:
         """Cross-entropy of the answers read through the gate; see `supervised_loss`."""
-        gated = self.gate(features, keep=keep)
+        gated = self.gate(features, keep=keep, denominator=denominator)
         hidden = self.base.model(**gated.arguments, use_cache=False).last_hidden_state
         labels = features.inputs.labels_BS
         assert labels is not None

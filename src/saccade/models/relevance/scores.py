@@ -23,23 +23,24 @@ from saccade.models.relevance.grids import block_mean, box_mean, image_mean, sta
 from saccade.models.relevance.textures import CHANNELS
 
 SCORE_NAMES = ("information", "salience", "participation")
-CODE_WIDTH = 32
 PREVIEW_SIDE = 4
 
 
 class CellEncoder(nn.Module):
-    """Frozen visual features + textures -> selector width, with a look at the 3x3 neighbours."""
+    """Frozen visual features + textures -> selector width, with a look at the 3x3 neighbours.
+
+    What the balance knows of a cell; the scores read the frozen features themselves.
+    """
 
     def __init__(self, feature_width: int, *, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(feature_width)
         self.features = nn.Linear(feature_width, width)
         self.textures = nn.Linear(len(CHANNELS), width, bias=False)
         self.around = nn.Linear(width, width, bias=False)
         self.out = nn.Linear(width, width)
 
     def forward(self, features_IHWD: Tensor, textures_IHWC: Tensor, valid_IHW: Tensor) -> Tensor:
-        hidden = self.features(self.norm(features_IHWD)) + self.textures(textures_IHWC)
+        hidden = self.features(features_IHWD) + self.textures(textures_IHWC)
         hidden = F.gelu(hidden) * valid_IHW[..., None]
         around = self.around(box_mean(hidden, valid_IHW, radius=1))
         return hidden + self.out(F.gelu(hidden + around))
@@ -80,42 +81,44 @@ def _sinusoids(states_BTW: Tensor) -> Tensor:
 
 
 class Information(nn.Module):
-    """Bits a cell adds over a coarse preview, in features and in pixels.
+    """Bits a cell adds over a coarse preview, in features and in pixels: measured, calibrated.
 
-    Feature part: rate of a Gaussian code of the residual against the 4x4-block mean,
-    sum_k 1/2 log2(1 + r_k^2 / s_k^2) with learned directions and noise levels s (the rate of
-    reverse water-filling, Cover & Thomas 10.3.3). Pixel part: preview coding cost and entropy.
+    Feature part: rate of a Gaussian code of the residual against the 4x4-block mean, mean over
+    channels k of 1/2 log2(1 + r_k^2 / s_k^2), with learned noise levels s (the rate of reverse
+    water-filling, Cover & Thomas 10.3.3). Pixel part: preview coding cost and entropy. It has no
+    learned directions on purpose: a measure that can become a detector measures nothing.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, feature_width: int) -> None:
         super().__init__()
-        self.code = nn.Linear(width, CODE_WIDTH, bias=False)
-        self.log_noise = nn.Parameter(torch.zeros(CODE_WIDTH))
+        self.log_noise = nn.Parameter(torch.zeros(feature_width))
         self.mix = nn.Parameter(torch.tensor([1.0, 0.5, 0.5]))
 
     def forward(
-        self, cells_IHWW: Tensor, *, bits_IHW: Tensor, entropy_IHW: Tensor, valid_IHW: Tensor
+        self, features_IHWD: Tensor, *, bits_IHW: Tensor, entropy_IHW: Tensor, valid_IHW: Tensor
     ) -> Tensor:
-        code_IHWC = self.code(cells_IHWW)
-        residual = code_IHWC - block_mean(code_IHWC, valid_IHW, side=PREVIEW_SIDE)
-        rate = 0.5 * torch.log2(1 + residual**2 * torch.exp(-2 * self.log_noise)).sum(-1)
+        residual = features_IHWD - block_mean(features_IHWD, valid_IHW, side=PREVIEW_SIDE)
+        rate = 0.5 * torch.log2(1 + residual**2 * torch.exp(-2 * self.log_noise)).mean(-1)
         parts = [standardise(part, valid_IHW) for part in (rate, bits_IHW, entropy_IHW)]
         return standardise(sum_weighted(parts, self.mix), valid_IHW)
 
 
 class Salience(nn.Module):
-    """How far a cell stands out: from its 5x5 surround, from its image, and in colour."""
+    """How far a cell stands out: from its 5x5 surround, from its image, and in colour.
 
-    def __init__(self, width: int) -> None:
+    Distances are sums over feature channels with learned positive weights, nothing more.
+    """
+
+    def __init__(self, feature_width: int) -> None:
         super().__init__()
-        self.code = nn.Linear(width, CODE_WIDTH, bias=False)
+        self.channels = nn.Parameter(torch.zeros(feature_width))
         self.mix = nn.Parameter(torch.tensor([1.0, 1.0, 0.5]))
 
-    def forward(self, cells_IHWW: Tensor, *, saliency_IHW: Tensor, valid_IHW: Tensor) -> Tensor:
-        code_IHWC = self.code(cells_IHWW)
-        surround = code_IHWC - box_mean(code_IHWC, valid_IHW, radius=2)
-        whole = code_IHWC - image_mean(code_IHWC, valid_IHW)[:, None, None]
-        contrast = [torch.log1p((difference**2).sum(-1)) for difference in (surround, whole)]
+    def forward(self, features_IHWD: Tensor, *, saliency_IHW: Tensor, valid_IHW: Tensor) -> Tensor:
+        weight_D = F.softplus(self.channels)
+        surround = features_IHWD - box_mean(features_IHWD, valid_IHW, radius=2)
+        whole = features_IHWD - image_mean(features_IHWD, valid_IHW)[:, None, None]
+        contrast = [torch.log1p((gap**2 * weight_D).mean(-1)) for gap in (surround, whole)]
         parts = [standardise(part, valid_IHW) for part in (*contrast, saliency_IHW)]
         return standardise(sum_weighted(parts, self.mix), valid_IHW)
 
@@ -124,24 +127,27 @@ class Participation(nn.Module):
     """Learned coupling of question and cell: several probes, a cell counts by its best match.
 
     Each probe attends to the question's tokens and is compared with every cell by cosine; the
-    log-sum-exp over probes is a soft OR, so a question about two things can mark both.
+    log-sum-exp over probes is a soft OR, so a question about two things can mark both. A cell is
+    matched by what it shows itself; what its neighbours mean for it is the balance's business.
     """
 
-    def __init__(self, width: int, *, probes: int) -> None:
+    def __init__(self, feature_width: int, *, width: int, probes: int) -> None:
         super().__init__()
         self.probes = probes
         self.attend = nn.Linear(width, probes, bias=False)
         self.question = nn.Linear(width, width)
-        self.cell = nn.Linear(width, width)
+        self.cell = nn.Sequential(
+            nn.Linear(feature_width, width), nn.GELU(), nn.Linear(width, width)
+        )
         self.sharpness = nn.Parameter(torch.full((probes,), 2.0))
 
     def forward(
-        self, cells_IHWW: Tensor, *, states_ITW: Tensor, present_IT: Tensor, valid_IHW: Tensor
+        self, features_IHWD: Tensor, *, states_ITW: Tensor, present_IT: Tensor, valid_IHW: Tensor
     ) -> Tensor:
         weight_ITP = self.attend(states_ITW).masked_fill(~present_IT[..., None], -torch.inf)
         values_ITPd = self.question(states_ITW).unflatten(-1, (self.probes, -1))
         probe_IPd = torch.einsum("itp,itpd->ipd", weight_ITP.softmax(1), values_ITPd)
-        cell_IHWPd = self.cell(cells_IHWW).unflatten(-1, (self.probes, -1))
+        cell_IHWPd = self.cell(features_IHWD).unflatten(-1, (self.probes, -1))
         cosine_IHWP = torch.einsum(
             "ihwpd,ipd->ihwp",
             F.normalize(cell_IHWPd, dim=-1, eps=1e-4),

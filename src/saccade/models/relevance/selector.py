@@ -44,6 +44,7 @@ class Scored:
     maps: dict[str, Tensor]
     weights: dict[str, Tensor]
     tension_I3: Tensor
+    softness_I: Tensor
 
     def tensions(self) -> list[dict[str, float]]:
         rows = self.tension_I3.detach().tolist()
@@ -61,11 +62,13 @@ class RelevanceSelector(nn.Module):
         self.question = QuestionEncoder(embedding_width, width=width, layers=config.question_layers)
         self.scores = nn.ModuleDict()
         if "information" in self.names:
-            self.scores["information"] = Information(width)
+            self.scores["information"] = Information(feature_width)
         if "salience" in self.names:
-            self.scores["salience"] = Salience(width)
+            self.scores["salience"] = Salience(feature_width)
         if "participation" in self.names:
-            self.scores["participation"] = Participation(width, probes=config.heads)
+            self.scores["participation"] = Participation(
+                feature_width, width=width, probes=config.heads
+            )
         self.balance = Balance(width, scores=len(self.names), learn_tensions=config.tensions)
 
     def forward(
@@ -80,9 +83,10 @@ class RelevanceSelector(nn.Module):
         """Score a packed batch; `sample_of_image_I` says whose question an image answers."""
         valid = grid.valid_IHW
         dtype = self.cells.features.weight.dtype
-        cells = self.cells(
-            grid.pad(features_ND.to(dtype)), grid.pad(textures.channels_NC.to(dtype)), valid
-        )
+        # channels differ in scale by orders of magnitude; the norm has nothing to learn
+        normed_ND = nn.functional.layer_norm(features_ND.to(dtype), features_ND.shape[-1:])
+        features = grid.pad(normed_ND)
+        cells = self.cells(features, grid.pad(textures.channels_NC.to(dtype)), valid)
         states_BTW, summary_BW = self.question(
             question.embeddings_BTD.to(dtype), question.present_BT
         )
@@ -90,7 +94,7 @@ class RelevanceSelector(nn.Module):
         present_IT = question.present_BT[sample_of_image_I]
         maps_IHWK = torch.stack(
             [
-                self._score(name, cells, textures, grid, states_ITW, present_IT)
+                self._score(name, features, textures, grid, states_ITW, present_IT)
                 for name in self.names
             ],
             dim=-1,
@@ -104,24 +108,27 @@ class RelevanceSelector(nn.Module):
             maps={name: maps_NK[:, k] for k, name in enumerate(self.names)},
             weights={name: weights_NK[:, k] for k, name in enumerate(self.names)},
             tension_I3=balanced.tension_I3,
+            softness_I=balanced.softness_I,
         )
 
     def _score(
         self,
         name: str,
-        cells: Tensor,
+        features: Tensor,
         textures: Textures,
         grid: CellGrid,
         states_ITW: Tensor,
         present_IT: Tensor,
     ) -> Tensor:
         def plane(values_N: Tensor) -> Tensor:
-            return grid.pad(values_N[:, None].to(cells.dtype))[..., 0]
+            return grid.pad(values_N[:, None].to(features.dtype))[..., 0]
 
         score, valid = self.scores[name], grid.valid_IHW
         if name == "information":
             bits, entropy = plane(textures.bits_N), plane(textures.channel("entropy"))
-            return score(cells, bits_IHW=bits, entropy_IHW=entropy, valid_IHW=valid)
+            return score(features, bits_IHW=bits, entropy_IHW=entropy, valid_IHW=valid)
         if name == "salience":
-            return score(cells, saliency_IHW=plane(textures.channel("saliency")), valid_IHW=valid)
-        return score(cells, states_ITW=states_ITW, present_IT=present_IT, valid_IHW=valid)
+            return score(
+                features, saliency_IHW=plane(textures.channel("saliency")), valid_IHW=valid
+            )
+        return score(features, states_ITW=states_ITW, present_IT=present_IT, valid_IHW=valid)

@@ -1,0 +1,114 @@
+"""Every shipped recipe keeps the promises of the loop: exact resume, and one loss however cut.
+
+A recipe inherits these tests by standing in `RECIPES`. The smoke twins run on a random base, in
+forks that are really killed.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy_run import ForkedRun
+
+from saccade.config.resolve import resolve
+from saccade.training.events import read_events, step_series
+from saccade.training.run import train
+from tests.tiny_models import random_backbone
+
+RECIPES = ("smoke/relevance", "smoke/tiny-base")
+COMMON = ("training.threads=1", "training.eval_samples=4", "training.steps=6")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "base"
+    random_backbone().model.save_pretrained(folder)
+    random_backbone().processor.save_pretrained(folder)
+    return folder
+
+
+def start(
+    recipe: str, base: Path, folder: Path, *overrides: str, env: dict[str, str] | None = None
+) -> ForkedRun:
+    def train_recipe(where: Path, more: Sequence[str]) -> Any:
+        place = (f"run.root={where.parent}", f"run.name={where.name}", f"model.name={base}")
+        return train(resolve(recipe, overrides=[*COMMON, *place, *more]))
+
+    log = folder.parent / f"{folder.name}-{(env or {}).get('RANK', '0')}.log"
+    return ForkedRun(folder, overrides, env=env, log=log, train=train_recipe)
+
+
+def finish(recipe: str, base: Path, folder: Path, *overrides: str) -> Path:
+    run = start(recipe, base, folder, *overrides)
+    assert run.wait() == 0, run.output()
+    return folder
+
+
+def steps(folder: Path) -> list[dict[str, Any]]:
+    return step_series(read_events(folder / "events.jsonl"))
+
+
+def final_sums(folder: Path) -> dict[str, str]:
+    listing = json.loads((folder / "checkpoints" / "step-6" / "checksums.json").read_text())
+    return {name: entry["sha256"] for name, entry in listing["files"].items()}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_an_interrupted_run_equals_an_unbroken_one(
+    recipe: str, how: signal.Signals, base: Path, tmp_path: Path
+) -> None:
+    straight = finish(recipe, base, tmp_path / "straight")
+    broken = tmp_path / "broken"
+    run = start(recipe, base, broken)
+    deadline = time.monotonic() + 60
+    while not (broken / "checkpoints" / "step-3").exists():
+        assert time.monotonic() < deadline, run.output()
+        time.sleep(0.001)
+    run.send_signal(how)
+    assert run.wait() in (-signal.SIGKILL, 143, 0), run.output()
+    finish(recipe, base, broken)
+    names = ("step", "loss", "metrics", "learning_rate", "grad_norm", "sample_ids")
+    assert [[s[n] for n in names] for s in steps(straight)] == [
+        [s[n] for n in names] for s in steps(broken)
+    ]
+    assert final_sums(straight) == final_sums(broken)
+
+
+def two_ranks(recipe: str, base: Path, folder: Path, *overrides: str) -> Path:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    runs = []
+    for rank in ("0", "1"):
+        env = {
+            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        }  # fmt: skip
+        runs.append(start(recipe, base, folder, *overrides, env=env))
+    for run in runs:
+        assert run.wait() == 0, run.output()
+    return folder
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_eight_samples_at_once_are_four_times_two_and_two_processes(
+    recipe: str, base: Path, tmp_path: Path
+) -> None:
+    whole = finish(recipe, base, tmp_path / "8x1", "training.batch_size=8")
+    cut = finish(recipe, base, tmp_path / "4x2", "training.batch_size=4", "training.accumulation=2")
+    ranks = two_ranks(recipe, base, tmp_path / "ranks", "training.batch_size=4")
+    for one, other, third in zip(steps(whole), steps(cut), steps(ranks), strict=True):
+        assert one["sample_ids"] == other["sample_ids"]
+        assert sorted(one["sample_ids"]) == sorted(third["sample_ids"])
+        assert one["loss"] == pytest.approx(other["loss"], rel=2e-3, abs=1e-4)
+        assert one["loss"] == pytest.approx(third["loss"], rel=2e-3, abs=1e-4)
+    assert torch.isfinite(torch.tensor([s["loss"] for s in steps(whole)])).all()
