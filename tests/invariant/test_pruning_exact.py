@@ -61,10 +61,9 @@ def masked_reference(model: RelevanceModel, batch: dict, keep: float) -> torch.T
     """Full-length logits with the dropped visual keys masked in every layer, by hand."""
     features = model.encode(batch)
     inputs = features.inputs
-    scored = model.score(features)
-    keep_N = top_k(
-        scored.logits_N, cells=features.grid.counts, kept=model.budgets(features.grid, keep)
-    )
+    kept = model.budgets(features.grid, keep)
+    scored = model.score(features, kept=kept)
+    keep_N = top_k(scored.logits_N, cells=features.grid.counts, kept=kept)
     visible_BL = inputs.attention_mask_BS.bool().clone()
     visible_BL[inputs.input_ids_BS == model.markers.image] = keep_N
     length = visible_BL.shape[1]

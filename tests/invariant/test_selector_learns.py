@@ -45,7 +45,7 @@ def test_every_trainable_tensor_gets_a_finite_non_zero_gradient_from_imitation()
     model = relevance_model().train()
     batch = renderer().batch(scene_samples(4), with_answer=True)
     model.imitation_loss(model.encode(batch), denominator=8.0).backward()
-    check_gradients(model)
+    check_gradients(model, but=("balance.tensions", "balance.code"))
 
 
 def test_the_forward_pass_in_training_mode_gives_the_selector_a_gradient() -> None:
@@ -56,12 +56,13 @@ def test_the_forward_pass_in_training_mode_gives_the_selector_a_gradient() -> No
     check_gradients(model)
 
 
-def check_gradients(model: RelevanceModel) -> None:
+def check_gradients(model: RelevanceModel, *, but: tuple[str, ...] = ()) -> None:
     named = dict(model.selector.named_parameters())
     assert all(parameter.requires_grad for parameter in named.values())
     without = [n for n, p in named.items() if p.grad is None or not p.grad.abs().sum() > 0]
-    # a key's bias shifts all of a query's attention logits alike: softmax cannot see it
-    assert [name for name in without if not name.endswith("in_proj_bias")] == []
+    # each loss has parameters of its own: the teacher's scale, and the tensions for the answers
+    but = but or ("balance.log_scale",)
+    assert [name for name in without if not name.startswith(but)] == []
     assert all(p.grad.isfinite().all() for p in named.values() if p.grad is not None)
     assert all(p.grad is None for p in model.base.parameters())
 
@@ -70,13 +71,18 @@ def test_changing_any_trainable_tensor_changes_the_scores() -> None:
     model = relevance_model()
     batch = renderer().batch(scene_samples(3), with_answer=False)
     features = model.encode(batch)
-    before = model.score(features).logits_N.detach()
+
+    def outcome() -> torch.Tensor:
+        scored = model.score(features)
+        return torch.cat([scored.logits_N, scored.plain_N]).detach()
+
+    before = outcome()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.selector.named_parameters():
         kept = parameter.detach().clone()
         with torch.no_grad():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-            after = model.score(features).logits_N
+            after = outcome()
             parameter.copy_(kept)
         assert not torch.allclose(before, after, atol=1e-6), f"{name} does nothing"
 

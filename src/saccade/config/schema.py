@@ -94,7 +94,7 @@ class SelectorConfig(Node):
     """Where tokens are dropped: `features` = after the vision tower, before the language model."""
     width: PositiveInt = 192
     """Width of the selector's own layers; 192 gives about 2M parameters at Qwen3-VL-2B width."""
-    heads: PositiveInt = 8
+    heads: PositiveInt = 4
     """Question probes that are matched with every cell (participation)."""
     question_layers: NonNegativeInt = 1
     """Transformer layers that put question tokens in context before probing."""
@@ -114,7 +114,7 @@ class SelectorConfig(Node):
     value trains for that budget only."""
     distill_weight: NonNegative = 1.0
     """Weight of the distillation loss towards the base model's own question-to-image attention."""
-    distill_steps: NonNegativeInt = 60
+    distill_steps: NonNegativeInt = 220
     """Steps of pure distillation before the gate's own loss is switched on (warm start)."""
 
 

@@ -70,9 +70,9 @@ class Recipe(Protocol):
         """`loss` is the sum of token losses / `denominator`; other keys are metrics.
 
         `step` counts the optimizer steps already done, `denominator` the supervised tokens of the
-        whole optimizer step per process (DDP averages over them). Losses of micro-batches are added up, so an auxiliary mean must be
-        multiplied by the micro-batch's share of the supervised tokens. Metrics are averaged with
-        that same share as weight.
+        whole optimizer step per process (DDP averages over them). Losses of micro-batches are
+        added up, so an auxiliary mean must be multiplied by the micro-batch's share of the
+        supervised tokens. Metrics are averaged with that same share as weight.
         """
         ...
 

@@ -1,7 +1,9 @@
 """Balance the three scores cell by cell, then let three opponent tensions shape the result.
 
-In go the score maps, the cells and the question's summary; out comes one logit per cell and a
-record of the weights and tensions. The tensions act, and are logged:
+In go the score maps, the cells, the question's summary and the share of cells that may be kept;
+out comes one logit per cell and a record of the weights and tensions. Knowing the budget lets one
+selector serve many: what to trust with 5 % of the cells is not what to trust with 25 %. The
+tensions act, and are logged:
 
 - compress / particularise: how far a cell's logit is replaced by its 3x3 neighbourhood's mean, so
   the budget goes to whole regions rather than to single cells;
@@ -36,10 +38,12 @@ ANCHORS = 128
 class Balanced:
     """`logit_IHW` ranks cells; `weight_IHWK` sums to 1 per cell; `tension_I3` is in 0..1.
 
-    `softness_I` multiplies the temperature of the soft top-K.
+    `plain_IHW` is the logit before the tensions. `softness_I` multiplies the temperature of the
+    soft top-K.
     """
 
     logit_IHW: Tensor
+    plain_IHW: Tensor
     weight_IHWK: Tensor
     tension_I3: Tensor
     softness_I: Tensor
@@ -56,15 +60,22 @@ class Weigh(nn.Module):
         super().__init__()
         self.cell = nn.Linear(width, 64)
         self.question = nn.Linear(width, 64, bias=False)
+        self.budget = nn.Linear(1, 64, bias=False)
         self.maps = nn.Linear(3 * scores, 64, bias=False)
         self.out = nn.Linear(64, scores)
 
     def forward(
-        self, maps_IHWK: Tensor, cells_IHWW: Tensor, question_IW: Tensor, valid_IHW: Tensor
+        self,
+        maps_IHWK: Tensor,
+        cells_IHWW: Tensor,
+        question_IW: Tensor,
+        budget_I1: Tensor,
+        valid_IHW: Tensor,
     ) -> Tensor:
         regions = [box_mean(maps_IHWK, valid_IHW, radius=radius) for radius in (1, 2)]
         hidden = self.cell(cells_IHWW) + self.maps(torch.cat([maps_IHWK, *regions], -1))
-        return self.out(F.gelu(hidden + self.question(question_IW)[:, None, None])).softmax(-1)
+        image_I64 = self.question(question_IW) + self.budget(budget_I1)
+        return self.out(F.gelu(hidden + image_I64[:, None, None])).softmax(-1)
 
 
 class Balance(nn.Module):
@@ -77,32 +88,41 @@ class Balance(nn.Module):
         self.code = nn.Linear(width, 32, bias=False)
         self.log_scale = nn.Parameter(torch.zeros(()))
         start = torch.logit(torch.tensor(NEUTRAL))
-        self.tensions = nn.Linear(width + 3 * scores, 3) if learn_tensions else None
+        self.tensions = nn.Linear(width + 3 * scores + 1, 3) if learn_tensions else None
         if self.tensions is not None:
             nn.init.normal_(self.tensions.weight, std=0.01)
             nn.init.constant_(self.tensions.bias, float(start))
 
     def forward(
-        self, maps_IHWK: Tensor, *, cells_IHWW: Tensor, question_IW: Tensor, valid_IHW: Tensor
+        self,
+        maps_IHWK: Tensor,
+        *,
+        cells_IHWW: Tensor,
+        question_IW: Tensor,
+        share_I: Tensor,
+        valid_IHW: Tensor,
     ) -> Balanced:
+        budget_I1 = (share_I[:, None].log2() + 3) / 2  # about -1..1 for 5 to 50 %
         weight_IHWK = torch.ones_like(maps_IHWK)
         if self.weigh is not None:
-            weight_IHWK = self.weigh(maps_IHWK, cells_IHWW, question_IW, valid_IHW)
+            weight_IHWK = self.weigh(maps_IHWK, cells_IHWW, question_IW, budget_I1, valid_IHW)
         base_IHW = (weight_IHWK * maps_IHWK).sum(-1)
-        tension_I3 = self._tensions(maps_IHWK, question_IW, valid_IHW)
+        tension_I3 = self._tensions(maps_IHWK, question_IW, budget_I1, valid_IHW)
         compress, explore, diversify = tension_I3.unbind(-1)
-        logit_IHW = standardise(base_IHW, valid_IHW)
+        plain_IHW = logit_IHW = standardise(base_IHW, valid_IHW)
         logit_IHW = _compress(logit_IHW, valid_IHW, amount_I=compress)
         logit_IHW = logit_IHW + explore[:, None, None] * _coverage(logit_IHW, valid_IHW)
         code_IHWC = F.normalize(self.code(cells_IHWW), dim=-1, eps=1e-4)
         redundancy_IHW = _redundancy(logit_IHW, code_IHWC, valid_IHW)
         logit_IHW = logit_IHW - diversify[:, None, None] * redundancy_IHW
-        # ranks do not see a scale, but imitating a peaked teacher needs one; without this
-        # parameter the tensions would be bent into serving as it
-        logit_IHW = logit_IHW * self.log_scale.exp()
-        return Balanced(logit_IHW, weight_IHWK, tension_I3, 0.5 + 5 * explore.detach())
+        # imitating a peaked teacher needs a scale, ranks do not; and the tensions are there for the
+        # answers, so the teacher sees the logit before them
+        plain_IHW = plain_IHW * self.log_scale.exp()
+        return Balanced(logit_IHW, plain_IHW, weight_IHWK, tension_I3, 0.5 + 5 * explore.detach())
 
-    def _tensions(self, maps_IHWK: Tensor, question_IW: Tensor, valid_IHW: Tensor) -> Tensor:
+    def _tensions(
+        self, maps_IHWK: Tensor, question_IW: Tensor, budget_I1: Tensor, valid_IHW: Tensor
+    ) -> Tensor:
         if self.tensions is None:
             return maps_IHWK.new_full((len(maps_IHWK), 3), NEUTRAL)
         outside = ~valid_IHW[..., None]
@@ -110,7 +130,8 @@ class Balance(nn.Module):
         # the maps have mean 0 and deviation 1 already; their shape is in the tails
         skew = image_mean(maps_IHWK.clamp(-4, 4) ** 3, valid_IHW) / 4
         kurtosis = image_mean(maps_IHWK.clamp(-4, 4) ** 4, valid_IHW) / 16
-        return torch.sigmoid(self.tensions(torch.cat([question_IW, peak / 4, skew, kurtosis], -1)))
+        image = torch.cat([question_IW, budget_I1, peak / 4, skew, kurtosis], -1)
+        return torch.sigmoid(self.tensions(image))
 
 
 def _compress(logit_IHW: Tensor, valid_IHW: Tensor, *, amount_I: Tensor) -> Tensor:

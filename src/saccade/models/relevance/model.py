@@ -211,15 +211,21 @@ class RelevanceModel(nn.Module):
             sample_of_image_I=self._sample_of_image(ids_BL, grid),
         )
 
-    def score(self, features: VisualFeatures) -> Scored:
-        """Run the trained selector on every cell."""
+    def score(self, features: VisualFeatures, *, kept: list[int] | None = None) -> Scored:
+        """Run the trained selector on every cell, told that `kept[i]` cells of image i may stay."""
         assert features.inputs.images is not None
+        kept = self.budgets(features.grid, None) if kept is None else kept
+        cells = features.grid.counts
+        share_I = torch.tensor(
+            [k / n for k, n in zip(kept, cells, strict=True)], device=self.device
+        )
         return self.selector(
             torch.cat(features.inputs.images.pooled),
             textures=features.textures,
             grid=features.grid,
             question=self._question(features.inputs.input_ids_BS),
             sample_of_image_I=features.sample_of_image_I,
+            share_I=share_I,
         )
 
     def budgets(self, grid: CellGrid, keep: int | float | None) -> list[int]:
@@ -275,8 +281,8 @@ class RelevanceModel(nn.Module):
         if denominator is None:
             denominator = 1.0 if inputs.labels_BS is None else supervised_tokens(inputs.labels_BS)
         assert inputs.images is not None
-        scored = self.score(features)
         kept = self.budgets(grid, keep)
+        scored = self.score(features, kept=kept)
         hard_N = top_k(scored.logits_N, cells=grid.counts, kept=kept)
         valid_IM = grid.valid_IHW.flatten(1)
         soft_IM = soft_top_k(
@@ -318,7 +324,13 @@ class RelevanceModel(nn.Module):
         loss = supervised_loss(self.base.lm_head, hidden, labels, denominator=denominator)
         return loss, gated
 
-    def imitation_loss(self, features: VisualFeatures, *, denominator: Tensor | float) -> Tensor:
+    def imitation_loss(
+        self,
+        features: VisualFeatures,
+        *,
+        denominator: Tensor | float,
+        keep: int | float | None = None,
+    ) -> Tensor:
         """Distillation towards the base model's own attention from the question to the image.
 
         Images count by their sample's supervised tokens / `denominator`, as in the answer loss, so
@@ -327,7 +339,7 @@ class RelevanceModel(nn.Module):
         labels = features.inputs.labels_BS
         assert labels is not None
         teacher_N = question_attention(self.base, features.inputs, image_token=self.markers.image)
-        logits_N = self.score(features).logits_N
+        logits_N = self.score(features, kept=self.budgets(features.grid, keep)).plain_N
         losses_I = distillation_losses(logits_N, teacher_N, counts=features.grid.counts)
         tokens_B = (labels[:, 1:] != IGNORE_INDEX).sum(1)
         return (losses_I * tokens_B[features.sample_of_image_I]).sum() / denominator

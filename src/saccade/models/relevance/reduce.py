@@ -70,7 +70,7 @@ def reduce_with_arm(
         return _pooled(model, features, kept=kept)
     if arm.how == "resize":
         return _resized(model, batch, features, kept=kept)
-    scored = model.score(features) if arm.trained else None
+    scored = model.score(features, kept=kept) if arm.trained else None
     if arm.how == "keep_all":
         keep_N = torch.ones(sum(grid.counts), dtype=torch.bool, device=model.device)
     else:

@@ -84,14 +84,14 @@ class Information(nn.Module):
     """Bits a cell adds over a coarse preview, in features and in pixels: measured, calibrated.
 
     Feature part: rate of a Gaussian code of the residual against the 4x4-block mean, mean over
-    channels k of 1/2 log2(1 + r_k^2 / s_k^2), with learned noise levels s (the rate of reverse
-    water-filling, Cover & Thomas 10.3.3). Pixel part: preview coding cost and entropy. It has no
-    learned directions on purpose: a measure that can become a detector measures nothing.
+    channels k of 1/2 log2(1 + r_k^2 / s^2), with a learned noise level s (the rate of reverse
+    water-filling, Cover & Thomas 10.3.3). Pixel part: preview coding cost and entropy. It learns
+    no directions on purpose: a measure that can become a detector measures nothing.
     """
 
-    def __init__(self, feature_width: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.log_noise = nn.Parameter(torch.zeros(feature_width))
+        self.log_noise = nn.Parameter(torch.zeros(()))
         self.mix = nn.Parameter(torch.tensor([1.0, 0.5, 0.5]))
 
     def forward(
@@ -106,19 +106,20 @@ class Information(nn.Module):
 class Salience(nn.Module):
     """How far a cell stands out: from its 5x5 surround, from its image, and in colour.
 
-    Distances are sums over feature channels with learned positive weights, nothing more.
+    Distances are plain sums over feature channels; only their mixture is learned.
     """
 
-    def __init__(self, feature_width: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.channels = nn.Parameter(torch.zeros(feature_width))
+        self.log_unit = nn.Parameter(torch.zeros(()))
         self.mix = nn.Parameter(torch.tensor([1.0, 1.0, 0.5]))
 
     def forward(self, features_IHWD: Tensor, *, saliency_IHW: Tensor, valid_IHW: Tensor) -> Tensor:
-        weight_D = F.softplus(self.channels)
         surround = features_IHWD - box_mean(features_IHWD, valid_IHW, radius=2)
         whole = features_IHWD - image_mean(features_IHWD, valid_IHW)[:, None, None]
-        contrast = [torch.log1p((gap**2 * weight_D).mean(-1)) for gap in (surround, whole)]
+        contrast = [
+            torch.log1p((gap**2).mean(-1) * self.log_unit.exp()) for gap in (surround, whole)
+        ]
         parts = [standardise(part, valid_IHW) for part in (*contrast, saliency_IHW)]
         return standardise(sum_weighted(parts, self.mix), valid_IHW)
 
@@ -126,9 +127,10 @@ class Salience(nn.Module):
 class Participation(nn.Module):
     """Learned coupling of question and cell: several probes, a cell counts by its best match.
 
-    Each probe attends to the question's tokens and is compared with every cell by cosine; the
-    log-sum-exp over probes is a soft OR, so a question about two things can mark both. A cell is
-    matched by what it shows itself; what its neighbours mean for it is the balance's business.
+    Each probe attends to the question's tokens and is compared with every cell by cosine (one
+    linear map on each side); the log-sum-exp over probes is a soft OR, so a question about two
+    things can mark both. A cell is matched by what it shows itself; what its neighbours mean for
+    it is the balance's business.
     """
 
     def __init__(self, feature_width: int, *, width: int, probes: int) -> None:
@@ -136,9 +138,7 @@ class Participation(nn.Module):
         self.probes = probes
         self.attend = nn.Linear(width, probes, bias=False)
         self.question = nn.Linear(width, width)
-        self.cell = nn.Sequential(
-            nn.Linear(feature_width, width), nn.GELU(), nn.Linear(width, width)
-        )
+        self.cell = nn.Linear(feature_width, width)
         self.sharpness = nn.Parameter(torch.full((probes,), 2.0))
 
     def forward(

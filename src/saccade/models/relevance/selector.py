@@ -38,9 +38,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Scored:
-    """Packed per-cell results; every map is [N]."""
+    """Packed per-cell results; every map is [N]. `plain_N` is what imitates the teacher."""
 
     logits_N: Tensor
+    plain_N: Tensor
     maps: dict[str, Tensor]
     weights: dict[str, Tensor]
     tension_I3: Tensor
@@ -62,9 +63,9 @@ class RelevanceSelector(nn.Module):
         self.question = QuestionEncoder(embedding_width, width=width, layers=config.question_layers)
         self.scores = nn.ModuleDict()
         if "information" in self.names:
-            self.scores["information"] = Information(feature_width)
+            self.scores["information"] = Information()
         if "salience" in self.names:
-            self.scores["salience"] = Salience(feature_width)
+            self.scores["salience"] = Salience()
         if "participation" in self.names:
             self.scores["participation"] = Participation(
                 feature_width, width=width, probes=config.heads
@@ -79,8 +80,13 @@ class RelevanceSelector(nn.Module):
         grid: CellGrid,
         question: Question,
         sample_of_image_I: Tensor,
+        share_I: Tensor,
     ) -> Scored:
-        """Score a packed batch; `sample_of_image_I` says whose question an image answers."""
+        """Score a packed batch.
+
+        `sample_of_image_I` says whose question an image answers, `share_I` which share of its
+        cells may be kept.
+        """
         valid = grid.valid_IHW
         dtype = self.cells.features.weight.dtype
         # channels differ in scale by orders of magnitude; the norm has nothing to learn
@@ -100,11 +106,16 @@ class RelevanceSelector(nn.Module):
             dim=-1,
         )
         balanced = self.balance(
-            maps_IHWK, cells_IHWW=cells, question_IW=summary_BW[sample_of_image_I], valid_IHW=valid
+            maps_IHWK,
+            cells_IHWW=cells,
+            question_IW=summary_BW[sample_of_image_I],
+            share_I=share_I.to(dtype),
+            valid_IHW=valid,
         )
         maps_NK, weights_NK = grid.pack(maps_IHWK), grid.pack(balanced.weight_IHWK)
         return Scored(
             logits_N=grid.pack(balanced.logit_IHW),
+            plain_N=grid.pack(balanced.plain_IHW),
             maps={name: maps_NK[:, k] for k, name in enumerate(self.names)},
             weights={name: weights_NK[:, k] for k, name in enumerate(self.names)},
             tension_I3=balanced.tension_I3,

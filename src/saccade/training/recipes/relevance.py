@@ -60,12 +60,12 @@ class RelevanceRecipe:
 
     def loss(self, batch: dict[str, Any], *, step: int, denominator: Tensor) -> dict[str, Tensor]:
         features = self.model.encode(batch)
+        keep = self.keep_at(step)
         if step < self.config.selector.distill_steps:
-            imitation = self.model.imitation_loss(features, denominator=denominator)
+            imitation = self.model.imitation_loss(features, denominator=denominator, keep=keep)
             weight = self.config.selector.distill_weight
             share = (batch["labels"][:, 1:] != IGNORE_INDEX).sum() / denominator
             return {"loss": weight * imitation, "imitation": imitation.detach() / share}
-        keep = self.keep_at(step)
         answer, gated = self.model.answer_loss(features, keep=keep, denominator=denominator)
         return {
             "loss": answer.total,
@@ -100,7 +100,7 @@ class RelevanceRecipe:
         named: dict[str, list[nn.Parameter]] = defaultdict(list)
         for name, parameter in self.model.selector.named_parameters():
             parts = name.split(".")
-            depth = 2 if parts[0] in ("scores", "balance") else 1
+            depth = 2 if parts[0] == "scores" else 1
             named[".".join(parts[:depth])].append(parameter)
         return dict(named)
 
