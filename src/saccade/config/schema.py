@@ -114,7 +114,7 @@ class SelectorConfig(Node):
     value trains for that budget only."""
     distill_weight: NonNegative = 1.0
     """Weight of the distillation loss towards the base model's own question-to-image attention."""
-    distill_steps: NonNegativeInt = 220
+    distill_steps: NonNegativeInt = 290
     """Steps of pure distillation before the gate's own loss is switched on (warm start)."""
 
 
@@ -237,13 +237,13 @@ class DataConfig(Node):
 
 
 class TrainingConfig(Node):
-    steps: PositiveInt = 200
+    steps: PositiveInt = 400
     """Optimizer steps in all."""
     batch_size: PositiveInt = 16
     """Samples per forward pass and process."""
     accumulation: PositiveInt = 1
     """Forward passes per optimizer step."""
-    learning_rate: Annotated[float, Field(gt=0.0)] = 2e-3
+    learning_rate: Annotated[float, Field(gt=0.0)] = 3e-3
     """Peak learning rate of AdamW."""
     weight_decay: NonNegative = 0.01
     """Decoupled weight decay of matrices (never of gains, biases or embeddings)."""
