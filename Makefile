@@ -23,6 +23,7 @@ help:  ## list the targets
 
 demo: $(VENV)/.installed  ## train the selector, compare it with every baseline, write the report
 	$(BIN)/saccade train relevance
+	$(BIN)/saccade eval $(RUN)
 	$(BIN)/saccade compare $(RUN)
 	$(BIN)/saccade report $(RUN)
 	@echo "The report: $(CURDIR)/runs/$(RUN)/report.html"
