@@ -24,7 +24,12 @@ from saccade.training.run import train
 from tests.tiny_models import random_backbone
 
 RECIPES = ("smoke/relevance", "smoke/tiny-base")
-COMMON = ("training.threads=1", "training.eval_samples=4", "training.steps=6")
+COMMON = (
+    "training.threads=1",
+    "training.eval_samples=4",
+    "training.steps=6",
+    "selector.distill_steps=4",  # the gate opens after the interruption
+)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -157,3 +158,13 @@ def test_a_file_size_limit_counts_as_a_full_disk(tmp_path: Path) -> None:
     assert done.returncode == OutsideError.exit_code
     assert [path.name for path in tmp_path.iterdir()] == ["step-5"]
     assert verify(tmp_path / "step-5") is None
+
+
+def test_equal_content_is_equal_bytes_whoever_made_its_strings() -> None:
+    def written(key: str, other: str) -> bytes:
+        file = io.BytesIO()
+        torch_writer({0: {key: torch.ones(2)}, 1: {other: torch.zeros(2)}})(file)
+        return file.getvalue()
+
+    made_apart = "".join(["exp", "_avg"])
+    assert written("exp_avg", "exp_avg") == written("exp_avg", made_apart)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,8 +69,18 @@ def load_weights(model: nn.Module, *, checkpoint: Path) -> None:
 
 
 def torch_writer(content: Any) -> Writer:
-    """Writer of tensors and plain values in torch's own format."""
-    return lambda file: torch.save(content, file)  # type: ignore[arg-type]
+    """Writer of tensors and plain values in torch's own format; equal content, equal bytes."""
+    return lambda file: torch.save(_canonical(content), file)  # type: ignore[arg-type]
+
+
+def _canonical(content: Any) -> Any:
+    """Share equal strings: pickle writes a string once per object, and after a resume the keys of
+    loaded and of new optimizer states are equal but not the same objects."""
+    if isinstance(content, dict):
+        return {_canonical(key): _canonical(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_canonical(value) for value in content]
+    return sys.intern(content) if type(content) is str else content
 
 
 def json_writer(content: Mapping[str, Any]) -> Writer:
