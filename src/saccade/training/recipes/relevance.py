@@ -23,7 +23,7 @@ from saccade.data.samples import Sample
 from saccade.data.sources import SampleSource, open_source
 from saccade.models.backbone import load_backbone, pick_device
 from saccade.models.relevance.model import Gated, RelevanceModel
-from saccade.scoring.answers import is_correct
+from saccade.scoring.accuracy import accuracy_by_kind
 from saccade.training.rundir import RunDir
 
 
@@ -78,22 +78,19 @@ class RelevanceRecipe:
     def evaluate(self, source: SampleSource, *, limit: int) -> dict[str, float]:
         """Exact-match accuracy of generated answers at the configured budget, per kind."""
         self.model.eval()
-        hits: dict[str, list[bool]] = defaultdict(list)
-        size, end = self.config.eval.batch_size, min(limit, len(source))
-        for start in range(0, end, size):
-            samples = [source[i] for i in range(start, min(start + size, end))]
+
+        def answer(samples: list[Sample]) -> list[str]:
             batch = self.renderer.batch(samples, with_answer=False)
-            batch = {
-                k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in batch.items()
-            }
+            device = self.model.device
+            batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
             new_BT = self.model.generate_reduced(
                 self.model.reduce(batch), max_new_tokens=self.config.eval.max_new_tokens
             )
-            for sample, text in zip(samples, self.renderer.decode(new_BT), strict=True):
-                verdict = is_correct(text, sample.answers, kind=sample.kind)
-                hits["accuracy"].append(verdict)
-                hits[f"accuracy_{sample.kind}"].append(verdict)
-        return {name: sum(values) / len(values) for name, values in sorted(hits.items())}
+            return self.renderer.decode(new_BT)
+
+        return accuracy_by_kind(
+            source, limit=limit, batch_size=self.config.eval.batch_size, answer=answer
+        )
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """One group per part of the selector, scores apart: a dead score is named."""

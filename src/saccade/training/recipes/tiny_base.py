@@ -32,7 +32,7 @@ from saccade.models.backbone import load_backbone, pick_device
 from saccade.models.losses import supervised_loss
 from saccade.models.relevance.teacher import eager_attention
 from saccade.models.tiny import build_model, build_processor, build_tokenizer, tiny_config
-from saccade.scoring.answers import is_correct
+from saccade.scoring.accuracy import accuracy_by_kind
 
 BACKGROUND_WEIGHT = 0.1
 """Cells without the attribute outnumber the others by far; they count this much."""
@@ -246,29 +246,21 @@ class TinyBaseRecipe:
     @torch.inference_mode()
     def evaluate(self, source: SampleSource, *, limit: int) -> dict[str, float]:
         """Exact-match accuracy of generated answers, in all and per question kind."""
-        right: dict[str, list[bool]] = defaultdict(list)
         base = self.base.eval()
-        size = self.config.eval.batch_size
-        for start in range(0, min(limit, len(source)), size):
-            samples = [source[i] for i in range(start, min(start + size, limit, len(source)))]
+
+        def answer(samples: list[Sample]) -> list[str]:
             batch = self.renderer.batch(samples, with_answer=False)
-            ids, device = batch["input_ids"], base.device
             inputs = {
-                name: value.to(device)
+                name: value.to(base.device)
                 for name, value in batch.items()
                 if isinstance(value, Tensor) and name != "labels"
             }
             new = base.generate(**inputs, max_new_tokens=self.config.eval.max_new_tokens)
-            for sample, text in zip(
-                samples, self.renderer.decode(new[:, ids.shape[1] :]), strict=True
-            ):
-                verdict = is_correct(text, sample.answers, kind=sample.kind)
-                right["all"].append(verdict)
-                right[sample.kind].append(verdict)
-        return {
-            "accuracy" if kind == "all" else f"accuracy_{kind}": sum(hits) / len(hits)
-            for kind, hits in sorted(right.items())
-        }
+            return self.renderer.decode(new[:, batch["input_ids"].shape[1] :])
+
+        return accuracy_by_kind(
+            source, limit=limit, batch_size=self.config.eval.batch_size, answer=answer
+        )
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         named: dict[str, list[nn.Parameter]] = defaultdict(list)
