@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from saccade.config.errors import InputError
 from saccade.models.relevance import baselines
 from saccade.models.relevance.allocate import lattice, top_k
 from saccade.models.relevance.baselines import ArmInfo
@@ -114,8 +115,6 @@ def _scores(
     if arm.name == "trained":
         return scored.logits_N
     if arm.name not in scored.maps:
-        from saccade.config.errors import InputError
-
         raise InputError(
             f"this selector was trained without the score {arm.name!r}"
             f"\n  fix: leave it out of eval.arms (it has {', '.join(scored.maps)})"
