@@ -23,7 +23,7 @@ from saccade.training.events import read_events, step_series
 from saccade.training.run import train
 from tests.tiny_models import random_backbone
 
-RECIPES = ("smoke/relevance", "smoke/tiny-base")
+RECIPES = ("smoke/relevance", "smoke/tiny-base", "smoke/tiny-base-vision")
 COMMON = (
     "training.threads=1",
     "training.eval_samples=4",
@@ -108,12 +108,14 @@ def two_ranks(recipe: str, base: Path, folder: Path, *overrides: str) -> Path:
 def test_eight_samples_at_once_are_four_times_two_and_two_processes(
     recipe: str, base: Path, tmp_path: Path
 ) -> None:
-    whole = finish(recipe, base, tmp_path / "8x1", "training.batch_size=8")
-    cut = finish(recipe, base, tmp_path / "4x2", "training.batch_size=4", "training.accumulation=2")
-    ranks = two_ranks(recipe, base, tmp_path / "ranks", "training.batch_size=4")
+    # Adam turns rounding into full steps where a gradient is zero but for noise: keep them small
+    slow = ("training.learning_rate=3e-4", "training.batch_size=4")
+    whole = finish(recipe, base, tmp_path / "8x1", *slow, "training.batch_size=8")
+    cut = finish(recipe, base, tmp_path / "4x2", *slow, "training.accumulation=2")
+    ranks = two_ranks(recipe, base, tmp_path / "ranks", *slow)
     for one, other, third in zip(steps(whole), steps(cut), steps(ranks), strict=True):
         assert one["sample_ids"] == other["sample_ids"]
         assert sorted(one["sample_ids"]) == sorted(third["sample_ids"])
-        assert one["loss"] == pytest.approx(other["loss"], rel=2e-3, abs=1e-4)
-        assert one["loss"] == pytest.approx(third["loss"], rel=2e-3, abs=1e-4)
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3, abs=1e-4)
+        assert one["loss"] == pytest.approx(third["loss"], rel=1e-3, abs=1e-4)
     assert torch.isfinite(torch.tensor([s["loss"] for s in steps(whole)])).all()

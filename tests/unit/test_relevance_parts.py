@@ -66,6 +66,18 @@ def test_a_lone_square_is_salient_and_noise_costs_bits() -> None:
     assert textures.bits_N.argmax() == 0 and textures.channel("entropy").argmax() == 0
 
 
+def test_the_colour_few_cells_have_is_the_rare_one_however_strong_the_other_is() -> None:
+    image = torch.full((3, 256, 256), 0.6)
+    red, blue = (torch.tensor(rgb)[:, None, None] for rgb in ((0.9, 0.1, 0.1), (0.1, 0.3, 0.8)))
+    for at in range(0, 224, 64):
+        image[:, at : at + 32, :128] = red
+    image[:, 96:128, 192:224] = blue
+    rarity = textures_of(image).rarity_N.reshape(16, 16)
+    assert int(rarity.argmax()) in {6 * 16 + 12, 6 * 16 + 13, 7 * 16 + 12, 7 * 16 + 13}
+    assert rarity[:2, :8].mean() < rarity[6:8, 12:14].mean() - 1, "in bits"
+    assert rarity[12:, 10:].mean() < rarity[:2, :8].mean()
+
+
 def test_textures_of_an_image_do_not_depend_on_its_batch() -> None:
     processor = random_backbone().processor.image_processor
     pictures = [image for one in mixed_samples() for image in one.images]

@@ -88,13 +88,20 @@ def test_every_kind_is_asked_and_its_answer_is_true() -> None:
             (ax, ay), (bx, by) = a.center, b.center
             truth = {"left": ax < bx, "right": ax > bx, "above": ay < by, "below": ay > by}
             assert truth[sample.answer]
+        elif sample.kind == "odd":
+            colors = Counter(t.color for t in scene.shapes)
+            (odd,) = [t for t in scene.shapes if colors[t.color] == 1]
+            assert len(colors) == 2 and len(scene.shapes) >= 4
+            assert sample.answer in (str(odd.digit), odd.color, odd.shape)
+            assert sample.facts["answer_cells"] == cells_of(scene, (odd,))
+            assert not {*SHAPES, *COLORS} & set(words), "the question must name nothing"
         else:
             named = [
                 t for t in scene.shapes
                 if t.shape in words or t.color in words or str(t.digit) in words
             ]  # fmt: skip
             assert len(named) == 1 and str(getattr(named[0], sample.kind)) == sample.answer
-    assert set(kinds) == {"color", "shape", "digit", "word", "count", "relation"}
+    assert set(kinds) == {"color", "shape", "digit", "word", "count", "relation", "odd"}
 
 
 def test_the_answer_cells_show_what_is_asked() -> None:
@@ -110,18 +117,27 @@ def test_the_answer_cells_show_what_is_asked() -> None:
             assert 1 + int(sample.answer) in {targets["digit"][c] for c in cells}
 
 
-def test_half_size_scenes_have_a_quarter_of_the_cells_and_mapped_answers() -> None:
-    full = ScenesSource(scenes=5, questions=2)
-    half = full.model_copy(update={"half_size_share": 1.0})
-    for position in range(10):
-        a, b = SceneSource(full)[position], SceneSource(half)[position]
-        assert a.question == b.question
-        rows, columns = b.facts["grid"]
-        image = draw_scene(b.facts["scene"])
-        assert image.size == (columns * 16, rows * 16)
-        assert abs(rows * columns / np.prod(a.facts["grid"]) - 0.25) < 0.06
-        assert max(b.facts["answer_cells"]) < rows * columns
-        assert len(cell_targets(b.facts["scene"])["color"]) == rows * columns
+def test_a_scene_drawn_smaller_shows_a_larger_one_and_maps_its_answer_cells() -> None:
+    source = ScenesSource(scenes=30, questions=2, scaled_share=1.0, min_scale=0.25)
+    scales = set()
+    for position in range(60):
+        sample = SceneSource(source)[position]
+        scene = sample.facts["scene"]
+        rows, columns = scene.grid
+        scales.add(scene.scale)
+        assert 0.25 <= scene.scale <= 1 and scene.rows * scene.columns <= 324
+        assert draw_scene(scene).size == (columns * 16, rows * 16)
+        assert sample.facts["answer_cells"]
+        assert max(sample.facts["answer_cells"]) < rows * columns
+        targets = cell_targets(scene)
+        assert len(targets["color"]) == rows * columns
+        if scene.scale < 0.4:
+            assert set(targets["digit"]) == {0}, "an illegible digit is not there to be read"
+    assert len(scales) == 30
+
+
+def test_no_scene_is_drawn_smaller_unless_asked() -> None:
+    assert {make_scene(ScenesSource(), index=i).scale for i in range(50)} == {1.0}
 
 
 def test_samples_of_one_scene_are_one_group_and_share_their_image_key() -> None:

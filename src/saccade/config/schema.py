@@ -129,8 +129,8 @@ class ScenesSource(Node):
     """Number of scenes (images)."""
     questions: PositiveInt = 4
     """Questions asked per scene."""
-    kinds: list[Literal["color", "shape", "digit", "word", "count", "relation"]] = [
-        "color", "shape", "digit", "word", "count", "relation",
+    kinds: list[Literal["color", "shape", "digit", "word", "count", "relation", "odd"]] = [
+        "color", "shape", "digit", "word", "count", "relation", "odd",
     ]  # fmt: skip
     """Question kinds to ask."""
     min_cells: PositiveInt = 196
@@ -145,9 +145,12 @@ class ScenesSource(Node):
     """Most objects per scene."""
     clutter: NonNegative = 1.0
     """Patches of busy texture that carry no answer, as a multiple of the number of objects."""
-    half_size_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Share of the scenes shrunk to half size, a quarter of the cells (training a base that
-    copes with resized images)."""
+    odd_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Share of the scenes in which all shapes but one have the same colour (kind `odd`)."""
+    scaled_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the scenes drawn smaller (training a base that copes with previews and resizing)."""
+    min_scale: Annotated[float, Field(gt=0.0, le=1.0)] = 0.25
+    """Smallest side of a scene drawn smaller, as a share; log-uniform between this and 1."""
     seed: NonNegativeInt = 0
     """Seed of the stream of scenes."""
 
@@ -278,6 +281,9 @@ class TinyBaseConfig(Node):
 
     start: Literal["scratch", "model"] = "scratch"
     """Initial weights: `scratch` builds `arch` at random, `model` continues from `model.name`."""
+    train: Literal["all", "vision", "language"] = "all"
+    """What is trained: `vision` the vision tower by the cell loss alone, `language` everything but
+    the tower's blocks, `all` everything."""
     cell_loss_weight: NonNegative = 1.0
     """Weight of the auxiliary loss that names each cell's content from its visual token."""
     look_loss_weight: NonNegative = 0.5

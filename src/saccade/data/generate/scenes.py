@@ -5,13 +5,18 @@ and busy clutter on a plain ground, a few cells each, in images of hundreds of c
 size and aspect ratio. About half the cells show something, so neither a uniform grid nor "keep
 what stands out" suffices; the question decides. Each question comes with the cells that carry
 its answer, for measuring only (`Sample.facts`). A cell is one visual token, `cell_pixels` wide.
-Left out: occlusion, perspective, natural textures.
+Most questions name what they are about by colour or shape; the kind `odd` names nothing: all
+shapes of its scenes share one colour but for one that stands out. Some scenes may be drawn
+smaller (`scaled_share`), as a preview of themselves. Left out: occlusion, perspective, textures
+from nature.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,7 +35,11 @@ WORDS = (
     "milk", "tree", "fish", "road", "bell", "coin", "star", "drum",
 )  # fmt: skip
 SPLIT_CODES = {"train": 0, "validation": 1, "test": 2}
-KINDS = ("color", "shape", "digit", "word", "count", "relation")
+KINDS = ("color", "shape", "digit", "word", "count", "relation", "odd")
+LARGEST_CELLS = 324
+"""A scene drawn smaller starts from one that is larger by as much, but never above this area."""
+LEGIBLE_SCALE = 0.4
+"""Below this scale digits and words are a smudge, and no cell is said to show one."""
 CELL_TARGETS = {
     "category": 4,
     "shape": 1 + len(SHAPES),
@@ -76,14 +85,12 @@ class Scene:
     cell_px: int
     things: tuple[Thing, ...]
     background_seed: int
-    half_size: bool = False
+    scale: float = 1.0
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of cells in the drawn image."""
-        if not self.half_size:
-            return self.rows, self.columns
-        return max(2, round(self.rows / 2)), max(2, round(self.columns / 2))
+        return max(2, round(self.rows * self.scale)), max(2, round(self.columns * self.scale))
 
     @property
     def shapes(self) -> list[Thing]:
@@ -107,15 +114,20 @@ def make_scene(source: ScenesSource, *, index: int) -> Scene:
     entropy = [source.seed, SPLIT_CODES[source.split], index]
     rng = np.random.default_rng(np.random.SeedSequence(entropy))
     cell = source.cell_pixels
-    area = rng.uniform(source.min_cells, source.max_cells)
+    scale = 1.0
+    if rng.random() < source.scaled_share:
+        scale = float(source.min_scale ** rng.random())
+    drawn = rng.uniform(source.min_cells, source.max_cells)
+    area = min(drawn / scale**2, max(LARGEST_CELLS, source.max_cells))
     aspect = 2.0 ** rng.uniform(-0.6, 0.6)
     rows = max(4, round((area / aspect) ** 0.5))
     # flooring keeps rows x columns inside the promised range whatever the rounding of rows
-    columns = max(4, min(round(area / rows), source.max_cells // rows))
-    shapes = int(rng.integers(source.min_objects, source.max_objects + 1))
+    columns = max(4, min(round(area / rows), int(max(area, source.max_cells)) // rows))
+    shapes = round(int(rng.integers(source.min_objects, source.max_objects + 1)) * area / drawn)
     signs = min(3, 1 + shapes // 5) if "word" in source.kinds else 0
     counts = (signs, shapes, max(1, int(shapes * source.clutter)))
-    things = _place(rng, rows * cell, columns * cell, cell=cell, counts=counts)
+    odd = "odd" in source.kinds and bool(rng.random() < source.odd_share)
+    things = _place(rng, rows * cell, columns * cell, cell=cell, counts=counts, odd=odd)
     return Scene(
         key=f"scenes-{source.seed}-{source.split}-{index}",
         rows=rows,
@@ -123,14 +135,23 @@ def make_scene(source: ScenesSource, *, index: int) -> Scene:
         cell_px=cell,
         things=tuple(things),
         background_seed=int(rng.integers(2**31)),
-        half_size=bool(rng.random() < source.half_size_share),
+        scale=scale,
     )
 
 
 def _place(
-    rng: np.random.Generator, height: int, width: int, *, cell: int, counts: tuple[int, int, int]
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    *,
+    cell: int,
+    counts: tuple[int, int, int],
+    odd: bool,
 ) -> list[Thing]:
-    """Signs first (they are wide), then shapes, then clutter (`counts`), none overlapping."""
+    """Signs first (they are wide), then shapes, then clutter (`counts`), none overlapping.
+
+    With `odd` every shape has the same colour but the first.
+    """
     signs, shapes, clutter = counts
     placed: list[Thing] = []
     half = cell // 2
@@ -156,12 +177,13 @@ def _place(
             w, h, category="sign",
             color=COLORS[frame_colors[number]], word=WORDS[words[number]],
         )  # fmt: skip
-    for _ in range(shapes):
+    two = rng.permutation(len(COLORS))[:2]
+    for number in range(shapes):
         side = half * int(rng.integers(4, 7))
         put(
             side, side, category="shape",
             shape=SHAPES[rng.integers(len(SHAPES))],
-            color=COLORS[rng.integers(len(COLORS))],
+            color=COLORS[two[min(number, 1)] if odd else rng.integers(len(COLORS))],
             digit=int(rng.integers(10)),
         )  # fmt: skip
     for _ in range(clutter):
@@ -197,7 +219,7 @@ def draw_scene(scene: Scene) -> Image.Image:
         else:
             tile = drawing.clutter_tile(np.random.default_rng(thing.seed), side_px=x1 - x0)
         image.paste(tile, (x0, y0), tile)
-    if scene.half_size:
+    if scene.scale < 1:
         rows, columns = scene.grid
         size = (columns * scene.cell_px, rows * scene.cell_px)
         image = image.resize(size, Image.Resampling.BICUBIC)
@@ -212,20 +234,26 @@ def cells_of(scene: Scene, things: tuple[Thing, ...]) -> list[int]:
 def cells_under(
     scene: Scene, boxes: list[tuple[int, int, int, int]], *, overlap: float
 ) -> list[int]:
-    """Raster indices of the cells at least `overlap` covered by one of the boxes."""
-    cell = scene.cell_px
+    """Raster indices of the drawn cells at least `overlap` covered by one of the boxes.
+
+    Of a box smaller than a cell, at least that share of the box lies in the cell; a box that
+    straddles cells without filling any so far has the one it covers most.
+    """
+    cell, (rows, columns) = scene.cell_px, scene.grid
+    down, across = rows / scene.rows, columns / scene.columns
     covered: set[int] = set()
-    for x0, y0, x1, y1 in boxes:
-        for row in range(y0 // cell, -(-y1 // cell)):
-            for column in range(x0 // cell, -(-x1 // cell)):
+    for box in boxes:
+        x0, y0, x1, y1 = box[0] * across, box[1] * down, box[2] * across, box[3] * down
+        enough = overlap * min(cell * cell, (x1 - x0) * (y1 - y0))
+        cover: dict[int, float] = {}
+        for row in range(int(y0 // cell), min(rows, math.ceil(y1 / cell))):
+            for column in range(int(x0 // cell), min(columns, math.ceil(x1 / cell))):
                 wide = min(x1, (column + 1) * cell) - max(x0, column * cell)
                 high = min(y1, (row + 1) * cell) - max(y0, row * cell)
-                if wide * high >= overlap * cell * cell:
-                    y, x = (
-                        row * scene.grid[0] // scene.rows,
-                        column * scene.grid[1] // scene.columns,
-                    )
-                    covered.add(y * scene.grid[1] + x)
+                cover[row * columns + column] = wide * high
+        covered.update(index for index, area in cover.items() if area >= enough)
+        if max(cover.values()) < enough:
+            covered.add(max(cover, key=cover.__getitem__))
     return sorted(covered)
 
 
@@ -243,9 +271,10 @@ def cell_targets(scene: Scene) -> dict[str, list[int]]:
             "word": 1 + WORDS.index(thing.word) if thing.word else 0,
         }
         glyph_box = thing.glyph_box(scene.cell_px)
+        legible = scene.scale >= LEGIBLE_SCALE
         for labels, cells in (
             (body, cells_of(scene, (thing,))),
-            (glyph, cells_under(scene, [glyph_box], overlap=0.2)),
+            (glyph, cells_under(scene, [glyph_box], overlap=0.2) if legible else []),
         ):
             for cell in cells:
                 for name, label in labels.items():
@@ -315,28 +344,47 @@ def _relation_questions(scene: Scene) -> list[Question]:
     return questions
 
 
+def _odd_questions(scene: Scene) -> list[Question]:
+    """About the one shape that stands out by its colour from three others or more."""
+    colors = Counter(thing.color for thing in scene.shapes)
+    if len(colors) != 2 or min(colors.values()) > 1 or max(colors.values()) < 3:
+        return []
+    (odd,) = _unique(scene.shapes, "color")
+    return [
+        Question("odd", "which digit is on the shape that stands out?", str(odd.digit), (odd,)),
+        Question("odd", "what color is the shape that stands out?", odd.color, (odd,)),
+        Question("odd", "which shape stands out?", odd.shape, (odd,)),
+    ]
+
+
 _ASKERS: dict[str, Callable[[Scene], list[Question]]] = {
     **{kind: functools.partial(_attribute_questions, kind=kind) for kind in KINDS[:3]},
     "word": _word_questions,
     "count": _count_questions,
     "relation": _relation_questions,
+    "odd": _odd_questions,
 }
 
 
 def ask(scene: Scene, *, kinds: tuple[str, ...], count: int, seed: int) -> list[Question]:
-    """Draw `count` questions, spread over the kinds the scene can answer; repeats if it must."""
+    """Draw `count` questions, spread over the kinds the scene can answer; repeats if it must.
+
+    Only some scenes have an odd one out; those ask for it twice as often as for anything else.
+    """
     rng = np.random.default_rng(seed)
     pools = {kind: _ASKERS[kind](scene) for kind in kinds}
     pools = {
         kind: [pool[i] for i in rng.permutation(len(pool))] for kind, pool in pools.items() if pool
     }
-    order = [list(pools)[i] for i in rng.permutation(len(pools))]
+    turns = [*pools, *(kind for kind in pools if kind == "odd")]
+    order = [turns[i] for i in rng.permutation(len(turns))]
     if not order:  # a scene too crowded for any unique name still has things to count
         pools, order = {"count": _count_questions(scene)}, ["count"]
-    chosen = []
+    chosen, asked = [], Counter()
     for turn in range(count):
-        pool = pools[order[turn % len(order)]]
-        chosen.append(pool[(turn // len(order)) % len(pool)])
+        kind = order[turn % len(order)]
+        chosen.append(pools[kind][asked[kind] % len(pools[kind])])
+        asked[kind] += 1
     return chosen
 
 

@@ -207,7 +207,9 @@ class RelevanceModel(nn.Module):
         return VisualFeatures(
             inputs=inputs,
             grid=grid,
-            textures=Textures(spread(textures.channels_NC), spread(textures.bits_N)),
+            textures=Textures(
+                spread(textures.channels_NC), spread(textures.bits_N), spread(textures.rarity_N)
+            ),
             sample_of_image_I=self._sample_of_image(ids_BL, grid),
         )
 

@@ -104,7 +104,7 @@ class Information(nn.Module):
 
 
 class Salience(nn.Module):
-    """How far a cell stands out: from its 5x5 surround, from its image, and in colour.
+    """How far a cell stands out: from its 5x5 surround, from its image, in colour, by rarity.
 
     Distances are plain sums over feature channels; only their mixture is learned.
     """
@@ -112,15 +112,17 @@ class Salience(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.log_unit = nn.Parameter(torch.zeros(()))
-        self.mix = nn.Parameter(torch.tensor([1.0, 1.0, 0.5]))
+        self.mix = nn.Parameter(torch.tensor([1.0, 1.0, 0.5, 1.0]))
 
-    def forward(self, features_IHWD: Tensor, *, saliency_IHW: Tensor, valid_IHW: Tensor) -> Tensor:
+    def forward(
+        self, features_IHWD: Tensor, *, saliency_IHW: Tensor, rarity_IHW: Tensor, valid_IHW: Tensor
+    ) -> Tensor:
         surround = features_IHWD - box_mean(features_IHWD, valid_IHW, radius=2)
         whole = features_IHWD - image_mean(features_IHWD, valid_IHW)[:, None, None]
         contrast = [
             torch.log1p((gap**2).mean(-1) * self.log_unit.exp()) for gap in (surround, whole)
         ]
-        parts = [standardise(part, valid_IHW) for part in (*contrast, saliency_IHW)]
+        parts = [standardise(part, valid_IHW) for part in (*contrast, saliency_IHW, rarity_IHW)]
         return standardise(sum_weighted(parts, self.mix), valid_IHW)
 
 

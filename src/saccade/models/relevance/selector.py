@@ -139,7 +139,6 @@ class RelevanceSelector(nn.Module):
             bits, entropy = plane(textures.bits_N), plane(textures.channel("entropy"))
             return score(features, bits_IHW=bits, entropy_IHW=entropy, valid_IHW=valid)
         if name == "salience":
-            return score(
-                features, saliency_IHW=plane(textures.channel("saliency")), valid_IHW=valid
-            )
+            saliency, rarity = plane(textures.channel("saliency")), plane(textures.rarity_N)
+            return score(features, saliency_IHW=saliency, rarity_IHW=rarity, valid_IHW=valid)
         return score(features, states_ITW=states_ITW, present_IT=present_IT, valid_IHW=valid)

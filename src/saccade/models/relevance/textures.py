@@ -24,6 +24,12 @@ CHANNELS = (
 ENTROPY_BINS = 32
 QUANTUM = 4 / 255
 """Residual step that counts as one level when coding a cell against its preview."""
+COLOR_BANDWIDTH = 6.0
+"""CIE L*a*b* units within which two cells count as of one colour."""
+LIGHTNESS_SHARE = 0.3
+"""How much L* counts in that distance: shading changes lightness before it changes the hue."""
+COLOR_SAMPLES = 1024
+"""Cells of an image that stand for all of them in its colour density."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +49,11 @@ class PatchLayout:
 
 @dataclass(frozen=True)
 class Textures:
-    """`channels_NC` in the order of `CHANNELS`; `bits_N` in bits per colour value."""
+    """`channels_NC` in the order of `CHANNELS`; `bits_N` per colour value, `rarity_N` in bits."""
 
     channels_NC: Tensor
     bits_N: Tensor
+    rarity_N: Tensor
 
     def channel(self, name: str) -> Tensor:
         return self.channels_NC[:, CHANNELS.index(name)]
@@ -79,7 +86,7 @@ def patchify(image_3HW: Tensor, layout: PatchLayout) -> Tensor:
 @torch.no_grad()
 def compute_textures(pixels_ND: Tensor, grid_thw_I3: Tensor, *, layout: PatchLayout) -> Textures:
     """Textures of every merged cell of a packed batch of still images."""
-    channels, bits = [], []
+    channels, bits, rarity = [], [], []
     start = 0
     for t, h, w in grid_thw_I3.tolist():
         rows = pixels_ND[start : start + t * h * w].float()
@@ -90,7 +97,8 @@ def compute_textures(pixels_ND: Tensor, grid_thw_I3: Tensor, *, layout: PatchLay
         rgb_3HW = (image_3HW * std + mean).clamp(0, 1)
         channels.append(_channels(rgb_3HW, cell_px=layout.cell_px))
         bits.append(_preview_bits(rgb_3HW, cell_px=layout.cell_px))
-    return Textures(channels_NC=torch.cat(channels), bits_N=torch.cat(bits))
+        rarity.append(_rarity(_pool(rgb_to_lab(rgb_3HW), layout.cell_px)))
+    return Textures(torch.cat(channels), torch.cat(bits), torch.cat(rarity))
 
 
 def _pool(plane_CHW: Tensor, cell_px: int) -> Tensor:
@@ -138,6 +146,23 @@ def _centre_surround(lab_3hw: Tensor) -> Tensor:
     """Colour distance of a cell from the mean of its 7x7 neighbourhood, 50 units = 1 (capped)."""
     around = F.avg_pool2d(lab_3hw[None], 7, stride=1, padding=3, count_include_pad=False)[0]
     return ((lab_3hw - around).norm(dim=0) / 50).clamp(max=1)
+
+
+def _rarity(lab_3hw: Tensor) -> Tensor:
+    """[cells]: bits of surprise at a cell's mean colour among the colours of its own image.
+
+    Self-information under a Gaussian kernel density (after Bruce and Tsotsos, Saliency Based on
+    Information Maximization, 2005), averaged over 3x3 cells so that the middle of a rare thing
+    is as rare as its rim.
+    """
+    lab_N3 = lab_3hw.flatten(1).T * lab_3hw.new_tensor([LIGHTNESS_SHARE, 1.0, 1.0])
+    stride = -(-len(lab_N3) // COLOR_SAMPLES)
+    distance_NM = torch.cdist(lab_N3, lab_N3[::stride], compute_mode="donot_use_mm_for_euclid_dist")
+    density_N = torch.exp(-0.5 * (distance_NM / COLOR_BANDWIDTH) ** 2).mean(1)
+    # a cell outside the sample may be alone in its colour: no rarer than one of all cells
+    surprise_N = -density_N.clamp_min(1 / len(lab_N3)).log2()
+    plane = surprise_N.reshape(1, 1, *lab_3hw.shape[1:])
+    return F.avg_pool2d(plane, 3, stride=1, padding=1, count_include_pad=False).flatten()
 
 
 def _entropy(grey_HW: Tensor, *, cell_px: int) -> Tensor:

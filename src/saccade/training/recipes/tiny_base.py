@@ -5,7 +5,9 @@ other recipe loads. All questions about an image share one packed row. On genera
 auxiliary loss names each cell's content from its visual token: without it the language loss alone
 stays at chance for a very long time, because nothing tells the vision tower what to represent. A
 second one draws the middle layer's attention to the cells that carry the answer. Both use facts
-only the generator knows, and neither exists at inference.
+only the generator knows, and neither exists at inference. `tiny_base.train` picks the part that
+learns: first the vision tower by itself (a step needs no language model), then the language model
+behind a tower whose blocks stand still.
 Left out: LoRA and freezing (those are stages).
 
 Shapes: R rows (images), L tokens, N cells of all images, D width, V vocabulary.
@@ -13,8 +15,9 @@ Shapes: R rows (images), L tokens, N cells of all images, D width, V vocabulary.
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import nullcontext
 from itertools import groupby
 from typing import Any
@@ -22,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saccade.config.errors import InputError
 from saccade.config.schema import Config, ScenesSource
 from saccade.data.chat import IGNORE_INDEX, ChatRenderer
 from saccade.data.generate.scenes import CELL_TARGETS, SceneSource, cell_targets, vocabulary_texts
@@ -66,15 +70,27 @@ class TinyBaseModel(nn.Module):
         self.reader = reader
 
 
+def _choose_trained(base: Any, *, part: str) -> None:
+    """Let the chosen part learn: what a stage's loss does not reach must not count as trained."""
+    tower = base.model.visual
+    base.requires_grad_(part != "vision")
+    if part == "vision":
+        tower.requires_grad_(True)
+        tower.deepstack_merger_list.requires_grad_(False)
+    elif part == "language":
+        for frozen in (tower.patch_embed, tower.pos_embed, tower.blocks):
+            frozen.requires_grad_(False)
+
+
 class CurriculumSource:
     """Small scenes first, then full-size ones; the order is the curriculum, so never shuffled."""
 
     ordered = True
 
     def __init__(self, config: Config, full: ScenesSource) -> None:
-        images_per_step = (
-            config.training.batch_size * config.training.accumulation // full.questions
-        )
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        samples_per_step = config.training.batch_size * config.training.accumulation * processes
+        images_per_step = samples_per_step // full.questions
         self.first = round(config.tiny_base.small_share * config.training.steps) * images_per_step
         changes = {
             "min_cells": config.tiny_base.small_cells * 3 // 4,
@@ -108,6 +124,12 @@ class TinyBaseRecipe:
     def __init__(self, config: Config) -> None:
         self.config = config
         device = pick_device(config.model)
+        if config.tiny_base.train == "vision" and config.data.train.type != "scenes":
+            raise InputError(
+                f"tiny_base.train=vision learns from the facts of generated scenes, and "
+                f"data.train.type is {config.data.train.type}"
+                "\n  fix: data=scenes, or tiny_base.train=all"
+            )
         if config.tiny_base.start == "scratch":
             tokenizer = build_tokenizer(vocabulary_texts(), vocab_size=config.arch.vocab_size)
             self.processor = build_processor(config.arch, tokenizer)
@@ -115,7 +137,8 @@ class TinyBaseRecipe:
         else:
             backbone = load_backbone(config.model, device=device)
             self.processor, base = backbone.processor, backbone.model
-        base.requires_grad_(True)
+        self.part = config.tiny_base.train
+        _choose_trained(base, part=self.part)
         self.renderer = ChatRenderer(
             self.processor, min_pixels=config.model.min_pixels, max_pixels=config.model.max_pixels
         )
@@ -195,6 +218,11 @@ class TinyBaseRecipe:
             features = base.model.get_image_features(
                 batch["pixel_values"], batch["image_grid_thw"], return_dict=True
             )
+        if self.part == "vision":
+            assert features is not None  # refused at the start
+            cell_loss = self._cell_loss(features.pooler_output, batch, denominator)
+            share = (batch["labels"][:, 1:] != IGNORE_INDEX).sum() / denominator
+            return {"loss": cell_loss, "cell_loss": cell_loss.detach() / share}
         look = "look_at" in batch and settings.look_loss_weight > 0
         with eager_attention(base) if look else nullcontext():
             out = base.model(
@@ -218,15 +246,19 @@ class TinyBaseRecipe:
             metrics["loss"] = metrics["loss"] + settings.look_loss_weight * look_loss
             metrics["look_loss"] = look_loss.detach() / share
         if "cell_targets" in batch and features is not None and settings.cell_loss_weight > 0:
-            cells = list(features.pooler_output)
-            cell_R = self.model.reader(
-                torch.cat(cells), batch["cell_targets"], counts=[len(rows) for rows in cells]
-            )
-            tokens_R = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(1)
-            cell_loss = (cell_R * tokens_R).sum() / denominator
+            cell_loss = self._cell_loss(features.pooler_output, batch, denominator)
             metrics["loss"] = metrics["loss"] + settings.cell_loss_weight * cell_loss
             metrics["cell_loss"] = cell_loss.detach() / share
         return metrics
+
+    def _cell_loss(
+        self, cells: tuple[Tensor, ...], batch: dict[str, Any], denominator: Tensor
+    ) -> Tensor:
+        cell_R = self.model.reader(
+            torch.cat(cells), batch["cell_targets"], counts=[len(rows) for rows in cells]
+        )
+        tokens_R = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(1)
+        return (cell_R * tokens_R).sum() / denominator
 
     def _additive(self, visible_R1LL: Tensor) -> Tensor:
         """Eager attention adds its mask, so it must be a number, not a truth value."""
@@ -245,8 +277,13 @@ class TinyBaseRecipe:
 
     @torch.inference_mode()
     def evaluate(self, source: SampleSource, *, limit: int) -> dict[str, float]:
-        """Exact-match accuracy of generated answers, in all and per question kind."""
+        """Exact-match accuracy of generated answers, in all and per question kind.
+
+        A stage that trains the tower alone has no answers yet: it measures the named cells.
+        """
         base = self.base.eval()
+        if self.part == "vision":
+            return self._named_cells(source, limit=limit)
 
         def answer(samples: list[Sample]) -> list[str]:
             batch = self.renderer.batch(samples, with_answer=False)
@@ -261,6 +298,26 @@ class TinyBaseRecipe:
         return accuracy_by_kind(
             source, limit=limit, batch_size=self.config.eval.batch_size, answer=answer
         )
+
+    def _named_cells(self, source: SampleSource, *, limit: int) -> dict[str, float]:
+        """Share of the cells showing something that the reader names rightly, per attribute."""
+        right, shown = Counter[str](), Counter[str]()
+        firsts = [group[0] for group in source.groups() if group[0] < limit]
+        for position in firsts:
+            batch = self.collate([source[position]])
+            device = self.base.device
+            features = self.base.model.get_image_features(
+                batch["pixel_values"].to(device), batch["image_grid_thw"].to(device),
+                return_dict=True,
+            )  # fmt: skip
+            cells_ND = torch.cat(list(features.pooler_output)).float()
+            for name, head in self.model.reader.heads.items():
+                target_N = batch["cell_targets"][name].to(device)
+                named_N = head(cells_ND).argmax(-1) == target_N
+                right[name] += int(named_N[target_N > 0].sum())
+                shown[name] += int((target_N > 0).sum())
+        scores = {f"accuracy_{name}": right[name] / max(1, shown[name]) for name in CELL_TARGETS}
+        return {"accuracy": sum(scores.values()) / len(scores), **scores}
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         named: dict[str, list[nn.Parameter]] = defaultdict(list)
