@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from saccade.data.images import load_image
 from saccade.data.samples import DataError, Sample
 
 IGNORE_INDEX = -100
+Query = Literal["last_turn", "all_turns"]
+"""Which of the user's turns are meant."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,14 @@ class ChatMarkers:
         )
 
 
-def user_text_mask(input_ids_BL: Tensor, *, markers: ChatMarkers) -> Tensor:
+def user_text_mask(
+    input_ids_BL: Tensor, *, markers: ChatMarkers, query: Query = "all_turns"
+) -> Tensor:
     """Mark the user's own words: inside user turns, without template, image or padding tokens.
 
-    Returns bool [B, L]. Answers, system prompts and role names are never marked, so a selector
-    that reads only marked tokens cannot see what it is asked to predict.
+    Returns bool [B, L]: the words of every user turn, or of each row's `last_turn` alone. Answers,
+    system prompts and role names are never marked, so a selector that reads only marked tokens
+    cannot see what it is asked to predict.
     """
     opening = torch.tensor(markers.user_start, device=input_ids_BL.device)
     place_L = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device)
@@ -80,7 +85,10 @@ def user_text_mask(input_ids_BL: Tensor, *, markers: ChatMarkers) -> Tensor:
         (markers.vision_start, markers.vision_end, markers.image, markers.pad),
         device=input_ids_BL.device,
     )
-    return (last_start_BL > last_end_BL) & ~torch.isin(input_ids_BL, not_words)
+    words_BL = (last_start_BL > last_end_BL) & ~torch.isin(input_ids_BL, not_words)
+    if query == "last_turn":
+        words_BL &= last_start_BL == last_start_BL[:, -1:]
+    return words_BL
 
 
 class ChatRenderer:
@@ -107,7 +115,7 @@ class ChatRenderer:
 
     def encode(self, sample: Sample, *, with_answer: bool, where: str = "") -> Encoded:
         """Tokenise one sample; without its answer the text ends where the model should speak."""
-        where = where or f"sample {sample.id}"
+        where = where or str(sample.facts.get("where") or f"sample {sample.id}")
         if not sample.question.strip():
             raise DataError("the question is empty", where=where, fix="fill it in or drop the row")
         pixels_ND, grid_I3 = self._pixels(sample, where=where)
@@ -185,11 +193,11 @@ class ChatRenderer:
 
     def _render(self, sample: Sample, *, answer: str | None) -> str:
         messages: list[dict[str, Any]] = []
-        images: list[dict[str, str]] = [{"type": "image"} for _ in sample.images]
-        for question, reply in (*sample.turns, (sample.question, answer)):
+        shown_in = sample.image_turns or (0,) * len(sample.images)
+        for turn, (question, reply) in enumerate((*sample.turns, (sample.question, answer))):
+            images = [{"type": "image"}] * shown_in.count(turn)  # before their turn's words
             content = [*images, {"type": "text", "text": question}]
             messages.append({"role": "user", "content": content})
-            images = []  # all images stand before the first question
             if reply is not None:
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": reply}]})
         return self.tokenizer.apply_chat_template(

@@ -22,12 +22,13 @@ from PIL import Image
 from saccade.config.errors import InputError
 from saccade.data.samples import DataError, ImageRef, Sample
 from saccade.data.tables import Row, json_type
+from saccade.data.turns import Conversation, place_images, read_history, read_messages
 
 Column = str | int
 
-FIELDS = ("id", "image", "question", "answer", "kind")
+FIELDS = ("id", "image", "question", "answer", "kind", "history", "messages")
 REQUIRED = ("question", "answer")
-PLURALS = {"image": "images", "answer": "answers"}
+PLURALS = {"image": "images", "answer": "answers", "messages": "conversations"}
 
 IMAGE_LIKE = (
     "img", "imgs", "image_path", "image_file", "image_id", "file_name", "filename",
@@ -56,14 +57,24 @@ class RowReader:
         name = self._scalar(row, "id", where=where) or default_id
         where = f"{where} (id {name})"
         images = self.images(row, where=where)
-        given = self._answers(row, where=where)
+        spoken = self._conversation(row, where=where)
+        if spoken.answer is None:
+            given = self._answers(row, where=where)
+        else:
+            given = (_answer(spoken.answer, where=where),)
+        asked = [question for question, _ in spoken.turns] + [spoken.question]
+        asked, image_turns = place_images(asked, images=len(images), where=where)
+        replies = [reply for _, reply in spoken.turns]
+        _check_texts([*asked, *replies], where=where)
         return Sample(
             id=name,
-            question=self._question(row, where=where, has_images=bool(images)),
+            question=asked[-1],
             answers=tuple(answer for answer, _ in Counter(given).most_common()),
             images=images,
             kind=self._scalar(row, "kind", where=where) or "question",
             image_key=image_key(images),
+            turns=tuple(zip(asked[:-1], replies, strict=True)),
+            image_turns=image_turns,
             facts={"human_answers": given} if len(given) > 1 else {},
         )
 
@@ -102,22 +113,15 @@ class RowReader:
             )
         return self.image_root / self.image_format.format(cell)
 
-    def _question(self, row: Row, *, where: str, has_images: bool) -> str:
+    def _conversation(self, row: Row, *, where: str) -> Conversation:
+        """The row's turns: a question of its own, one with a history, or messages."""
+        if self.columns.get("messages") is not None:
+            return read_messages(self._cell(row, "messages", where=where), where=where)
         question = self._cell(row, "question", where=where)
         if not isinstance(question, str):
             raise _wrong_type("question", question, where=where, wanted="text")
-        if has_images:  # data written for other trainers marks the image's place like this
-            question = question.replace("<image>", "")
-        for mark in RESERVED:
-            if mark in question:
-                raise DataError(
-                    f"the question contains {mark}, a mark of the chat template",
-                    where=where,
-                    fix="remove it; images are placed before the question",
-                )
-        if not question.strip():
-            raise DataError("the question is empty", where=where, fix="fill it in or drop the row")
-        return question.strip()
+        history = read_history(self._cell(row, "history", where=where), where=where)
+        return Conversation(history, question.strip(), None)
 
     def _answers(self, row: Row, *, where: str) -> tuple[str, ...]:
         cell = self._cell(row, "answer", where=where)
@@ -184,12 +188,15 @@ def match_columns(
     """Decide which column holds each field; raises `InputError` naming the nearest column."""
     if available is None:  # no readable row: every row will report itself
         by_position = any(isinstance(column, int) for column in wanted.values())
-        names = {} if by_position else {field: field for field in FIELDS}
+        names = {} if by_position else {field: field for field in FIELDS[:5]}
         return {field: column for field, column in {**names, **wanted}.items() if column != ""}
     if isinstance(available, int):
         return _match_positions(wanted, width=available, where=where)
     found: dict[str, Column] = {}
+    chat = _is_chat(wanted, available)
     for field in FIELDS:
+        if field == "messages" and not chat:
+            continue
         if field in wanted:
             if wanted[field] == "":
                 continue
@@ -198,7 +205,7 @@ def match_columns(
             found[field] = field
         elif PLURALS.get(field) in available:
             found[field] = PLURALS[field]
-        elif field in REQUIRED:
+        elif field in REQUIRED and not chat:
             raise _missing(field, field, available=available, where=where)
     likely = [name for name in available if name.lower() in IMAGE_LIKE]
     if "image" not in found and "image" not in wanted and likely:
@@ -209,9 +216,16 @@ def match_columns(
     return found
 
 
+def _is_chat(wanted: Mapping[Any, Column], available: list[str]) -> bool:
+    """Whether rows are conversations: mapped as such, or with messages and without a question."""
+    asks = "question" in wanted or "question" in available
+    speaks = "messages" in available or PLURALS["messages"] in available
+    return bool(wanted.get("messages")) or (speaks and not asks)
+
+
 def _match_positions(wanted: Mapping[Any, Column], *, width: int, where: str) -> dict[str, Column]:
     found = {field: column for field, column in wanted.items() if column != ""}
-    absent = [field for field in REQUIRED if field not in found]
+    absent = [field for field in REQUIRED if not {field, "messages"} & found.keys()]
     named = [field for field, column in found.items() if not isinstance(column, int)]
     if absent or named:
         raise InputError(
@@ -256,6 +270,19 @@ def _nearest(name: str, names: list[str]) -> str | None:
 def _listed(names: list[str], *, most: int = 20) -> str:
     shown = ", ".join(map(repr, names[:most]))
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _check_texts(texts: list[str], *, where: str) -> None:
+    for text in texts:
+        for mark in RESERVED:
+            if mark in text:
+                raise DataError(
+                    f"the question contains {mark}, a mark of the chat template",
+                    where=where,
+                    fix="remove it; images are placed before the question",
+                )
+        if not text.strip():
+            raise DataError("the question is empty", where=where, fix="fill it in or drop the row")
 
 
 def _answer(cell: Any, *, where: str) -> str:

@@ -24,7 +24,8 @@ ImageRef = Path | bytes | Image.Image | Callable[[], Image.Image]
 class Sample:
     """One question about zero or more images.
 
-    `turns` holds earlier (question, answer) pairs of a conversation, `image_key` is equal for
+    `turns` holds earlier (question, answer) pairs of a conversation; `image_turns` says in which
+    turn each image is shown (0 is the earliest; empty: all at the start). `image_key` is equal for
     samples that show the same images (batches are grouped by it). `answers` are all accepted
     answers; the first one is trained on.
     """
@@ -36,7 +37,13 @@ class Sample:
     kind: str = "question"
     image_key: str | None = None
     turns: tuple[tuple[str, str], ...] = ()
+    image_turns: tuple[int, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        places = self.image_turns
+        if places and (len(places) != len(self.images) or list(places) != sorted(places)):
+            raise ValueError("image_turns names one turn per image, in the order of the turns")
 
     @property
     def answer(self) -> str:

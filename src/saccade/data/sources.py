@@ -18,6 +18,7 @@ from saccade.config.schema import (
     FolderSource,
     HubSource,
     JsonlSource,
+    LayoutSource,
     ParquetSource,
     ScenesSource,
     Source,
@@ -98,6 +99,10 @@ def open_source(source: Source) -> SampleSource:
         from saccade.data.generate.scenes import SceneSource
 
         return SceneSource(source)
+    if isinstance(source, LayoutSource):
+        from saccade.data.layouts import open_layout
+
+        return open_layout(source)
     if isinstance(source, JsonlSource):
         return _table_source(open_json(source.path), source)
     if isinstance(source, FolderSource):

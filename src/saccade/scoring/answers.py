@@ -1,10 +1,11 @@
 """Judge short text answers: one verdict per answer kind, for rewards and evaluation alike.
 
-In go a model's text and the accepted answers, out comes right or wrong, VQA soft accuracy, or
-what a blind guesser would reach. Deliberate departures from the official VQA script: apostrophes
-are dropped instead of repaired from a word list, a minus sign before a digit stays, number words
-reach twenty, every comparison is normalised (the script skips it when all ten people agree), and
-a text that would normalise to nothing ("a", "the") is kept. Left out: captions and points.
+In go a model's text and the accepted answers, out comes right or wrong, a score under a named
+metric, or what a blind guesser would reach. The published metrics live in `vqa.py`; the verdict
+here is meant for people and departs from the VQA script: apostrophes are dropped instead of
+repaired from a word list, a minus sign before a digit stays, number words reach twenty, every
+comparison is normalised on both sides, and a text that would normalise to nothing ("a", "the") is
+kept. Left out: captions and points.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from saccade.data.samples import Sample
+from saccade.scoring.vqa import METRICS, agreement
 
 ARTICLES = {"a", "an", "the"}
 COUNTED = (
@@ -51,19 +53,28 @@ def is_correct(prediction: str, answers: Sequence[str], *, kind: str) -> bool:
 
 
 def vqa_soft_accuracy(prediction: str, human_answers: Sequence[str]) -> float:
-    """Official VQA accuracy: mean over people left out of min(others who agree / 3, 1).
-
-    With one human answer there is nobody to leave out, and the result is plain equality. Below
-    four answers even perfect agreement stays under 1, as in the official formula.
-    """
-    if not human_answers:
-        raise ValueError("VQA accuracy needs at least one human answer")
+    """VQA accuracy (see `vqa.agreement`) with this module's own normaliser."""
     wanted = normalise(prediction)
-    agrees = [bool(prediction.strip()) and normalise(answer) == wanted for answer in human_answers]
-    if len(agrees) == 1:
-        return float(agrees[0])
-    total = sum(agrees)
-    return sum(min((total - agree) / 3, 1.0) for agree in agrees) / len(agrees)
+    said = bool(prediction.strip())
+    return agreement([said and normalise(answer) == wanted for answer in human_answers])
+
+
+def score_answer(
+    prediction: str,
+    answers: Sequence[str],
+    *,
+    kind: str,
+    metric: str = "accuracy",
+    people: Sequence[str] = (),
+) -> float:
+    """What an answer is worth, in [0, 1], under `accuracy` or one of `vqa.METRICS`.
+
+    `people` are all human answers, one per person; metrics that count them fall back to `answers`.
+    """
+    if metric == "accuracy":
+        return float(is_correct(prediction, answers, kind=kind))
+    counted = people if metric.startswith("vqa_") and people else answers
+    return METRICS[metric](prediction, counted)
 
 
 def majority_answers(samples: Iterable[Sample]) -> dict[str, str]:
