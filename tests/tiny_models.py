@@ -7,6 +7,7 @@ nothing is redundant. Weights are drawn larger than at the start of training for
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import torch
 from PIL import Image
@@ -18,6 +19,7 @@ from saccade.data.generate.scenes import SceneSource, vocabulary_texts
 from saccade.data.samples import Sample
 from saccade.models.backbone import Backbone
 from saccade.models.relevance.model import RelevanceModel
+from saccade.models.relevance.prune import LanguageInputs
 from saccade.models.tiny import build_model, build_processor, build_tokenizer, tiny_config
 
 ARCH = ArchConfig(
@@ -111,3 +113,18 @@ def scene_samples(count: int) -> list[Sample]:
 def model_inputs(batch: dict) -> dict:
     """What the base model's forward takes from a batch."""
     return {k: v for k, v in batch.items() if k not in ("sample_ids", "labels")}
+
+
+def stepwise(model: RelevanceModel, inputs: LanguageInputs, *, steps: int) -> torch.Tensor:
+    """Greedy decoding without a cache: the whole (pruned) sequence again for every token."""
+    ids, mask, positions = inputs.input_ids_BS, inputs.attention_mask_BS, inputs.positions_3BS
+    new = []
+    for _ in range(steps):
+        grown = replace(inputs, input_ids_BS=ids, attention_mask_BS=mask, positions_3BS=positions)
+        with torch.no_grad():
+            token = model.base(**grown.forward_arguments()).logits[:, -1].argmax(-1)
+        new.append(token)
+        ids = torch.cat([ids, token[:, None]], 1)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        positions = torch.cat([positions, positions[:, :, -1:] + 1], 2)
+    return torch.stack(new, 1)

@@ -25,6 +25,7 @@ from tests.tiny_models import (
     relevance_model,
     renderer,
     sample,
+    stepwise,
 )
 
 TOLERANCE = 1e-4
@@ -146,21 +147,6 @@ def test_the_training_gate_computes_what_pruned_inference_computes() -> None:
     reference = masked_reference(model, batch, 0.3)
     answers = batch["labels"] != -100
     assert float((gated[answers] - reference[answers]).abs().max()) < 1e-3
-
-
-def stepwise(model: RelevanceModel, inputs: LanguageInputs, *, steps: int) -> torch.Tensor:
-    """Greedy decoding without a cache: the whole (pruned) sequence again for every token."""
-    ids, mask, positions = inputs.input_ids_BS, inputs.attention_mask_BS, inputs.positions_3BS
-    new = []
-    for _ in range(steps):
-        grown = replace(inputs, input_ids_BS=ids, attention_mask_BS=mask, positions_3BS=positions)
-        with torch.no_grad():
-            token = model.base(**grown.forward_arguments()).logits[:, -1].argmax(-1)
-        new.append(token)
-        ids = torch.cat([ids, token[:, None]], 1)
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-        positions = torch.cat([positions, positions[:, :, -1:] + 1], 2)
-    return torch.stack(new, 1)
 
 
 @pytest.mark.parametrize("keep", [0.2, 1.0])

@@ -48,6 +48,16 @@ def test_every_trainable_tensor_gets_a_finite_non_zero_gradient_from_imitation()
     check_gradients(model, but=("balance.tensions", "balance.code"))
 
 
+def test_the_score_that_learns_is_taught_even_when_the_balance_ignores_it() -> None:
+    model = relevance_model().train()
+    with torch.no_grad():
+        model.selector.balance.weigh.out.bias.copy_(torch.tensor([0.0, 200.0, 0.0]))
+    batch = renderer().batch(scene_samples(4), with_answer=True)
+    model.imitation_loss(model.encode(batch), denominator=8.0).backward()
+    gradient = model.selector.scores["participation"].cell.weight.grad
+    assert gradient is not None and gradient.abs().sum() > 1e-4
+
+
 def test_the_forward_pass_in_training_mode_gives_the_selector_a_gradient() -> None:
     model = relevance_model().train()
     batch = renderer().batch(scene_samples(3), with_answer=True)

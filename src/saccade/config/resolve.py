@@ -73,11 +73,13 @@ def resolve(
     file: Path | None = None,
     training_file: Path | None = None,
     env: Mapping[str, str] | None = None,
+    on_top: Sequence[Layer] = (),
 ) -> Resolved:
     """Merge all layers and check the result; raises InputError naming every mistake.
 
     `recipe` is a packaged name (`relevance`, `smoke/relevance`) or the path of a user's YAML;
-    `file` is a further YAML on top of it.
+    `file` is a further YAML on top of it. `on_top` are layers that win over everything: what an
+    ablation sets in one of its variants.
     """
     files = [] if file is None else [file]
     if recipe is not None and _is_path(recipe):
@@ -89,6 +91,7 @@ def resolve(
     if env is not None:
         user.append(read_environment(env))
     user.append(read_overrides(overrides))
+    user.extend(on_top)
 
     merged = _Merged(tree=Config().model_dump(mode="json"))
     name = _choose_recipe(recipe, user, problems=merged.problems)

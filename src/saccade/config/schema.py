@@ -12,13 +12,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Budget = Annotated[int, Field(ge=1)] | Fraction
 """Visual tokens to keep per image: an int >= 1 is a count, a float in (0, 1] a share."""
+RowField = Literal["id", "image", "question", "answer", "kind", "history", "messages"]
+"""What a column of a row may hold."""
 
 
 class Node(BaseModel):
@@ -84,38 +86,99 @@ class ArchConfig(Node):
 class SelectorConfig(Node):
     """Which visual tokens to keep and how to learn it (recipe `relevance`)."""
 
+    kind: Literal["balance", "gated"] = "balance"
+    """What scores a cell: our balance of three scores, or `gated` = two query-free projections (a
+    peer, after VisionSelector), which reads no key about scores, textures and tensions."""
     keep: Budget = 0.25
     """Visual tokens kept per image: a share in (0, 1] (1.0 keeps all) or a count (1 is one)."""
     min_tokens: PositiveInt = 1
     """Never keep fewer visual tokens than this per image."""
     max_tokens: PositiveInt | None = None
     """Never keep more visual tokens than this per image."""
-    placement: Literal["features"] = "features"
-    """Where tokens are dropped: `features` = after the vision tower, before the language model."""
+    placement: Literal["features", "pixels", "glance"] = "features"
+    """Where the choice is made: `features` = after the vision tower (the language model's cost
+    shrinks); before it, so that only chosen cells are encoded: `pixels` = from textures alone,
+    `glance` = from a small preview that stays in the sequence as coarse context."""
+    preview_scale: Annotated[float, Field(gt=0.0, le=0.5)] = 0.25
+    """Side of the preview as a share of the image's (`glance`): 0.25 = a sixteenth of the cells."""
+    coarse: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["tension"] = 0.0
+    """Share of the budget spent on pooled tokens for what is not chosen (level of detail):
+    0 = drop it, 1 = pool everything, `tension` = compress/particularise decides per image."""
+    region: Literal[2, 4, 8, 16] = 4
+    """Side in cells of the largest pooled block; blocks halve around chosen cells."""
+    max_per_region: PositiveInt | None = None
+    """Most chosen cells of one region (`coarse` above 0)."""
+    adaptive: Annotated[float, Field(ge=1.0, le=8.0)] = 1.0
+    """Let the compress/particularise tension choose each image's budget within this factor of
+    `keep`, both ways (1 = fixed budget)."""
+    token_price: NonNegative = 0.5
+    """Loss of keeping all of an image's tokens, in nats per answer token: what an adaptive budget
+    weighs against being right."""
     width: PositiveInt = 192
     """Width of the selector's own layers; 192 gives about 2M parameters at Qwen3-VL-2B width."""
     heads: PositiveInt = 4
     """Question probes that are matched with every cell (participation)."""
     question_layers: NonNegativeInt = 1
     """Transformer layers that put question tokens in context before probing."""
+    query: Literal["last_turn", "all_turns"] = "last_turn"
+    """User text the selector reads in a conversation: the current turn's, or all turns'."""
     scores: list[Literal["information", "salience", "participation"]] = [
         "information",
         "salience",
         "participation",
     ]
     """Scores that take part in the balance; leaving one out is the ablation."""
+    balance: Literal["learned", "thirds"] = "learned"
+    """How the scores are weighed: `learned` per cell, or `thirds` = the same fixed share each."""
+    textures: Literal["all", "rgb"] = "all"
+    """What is read of the pixels beside the vision tower's features: `all` 13 channels and the
+    measures made from them, or `rgb` = each cell's mean colour and nothing derived from pixels."""
     tensions: bool = True
     """Learn the three opponent tensions (compress/particularise, exploit/explore,
     focus/diversify); off = neutral constants."""
     temperature: Annotated[float, Field(gt=0.0)] = 0.3
     """Softness of the soft top-K used for the backward pass."""
+    learning: Literal["attention_gate", "noise", "multiply", "distill"] = "attention_gate"
+    """What teaches the selector after the warm start: the answers' loss through a log-gate on
+    attention, through variance-preserving noise on visual tokens, or through multiplying them by a
+    soft gate; or imitation of the base's own attention (`distill`) for all steps."""
+    noise_temperature: Annotated[float, Field(gt=0.0)] = 2.0
+    """Softness of the soft top-K at the first step of `noise` (geometric towards the last)."""
+    noise_temperature_end: Annotated[float, Field(gt=0.0)] = 0.1
+    """Softness of the soft top-K at the last step of `noise`."""
     keep_curriculum: Annotated[list[Fraction], Field(min_length=1)] = [0.25, 0.1, 0.05]
     """Shares drawn at random per training batch, so one selector serves many budgets; a single
     value trains for that budget only."""
     distill_weight: NonNegative = 1.0
     """Weight of the distillation loss towards the base model's own question-to-image attention."""
-    distill_steps: NonNegativeInt = 290
+    distill_steps: NonNegativeInt = 250
     """Steps of pure distillation before the gate's own loss is switched on (warm start)."""
+    reuse_features: bool = True
+    """Compute what the frozen vision tower says about an image once for all its questions in a
+    batch; off only to measure what that saves."""
+    feature_cache: Path | None = None
+    """Folder that keeps these features over epochs and runs (any number of runs may share it);
+    default: none."""
+    feature_cache_gb: Annotated[float, Field(gt=0.0)] = 20.0
+    """Most the folder may hold in GB; the features unused for longest are dropped first."""
+
+    @model_validator(mode="after")
+    def _textures_fit_the_placement(self) -> SelectorConfig:
+        if self.textures == "rgb" and self.placement != "features":
+            raise ValueError(
+                f"textures=rgb needs placement=features: placement={self.placement} judges cells"
+                " by all textures before the vision tower has seen them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adaptive_budgets_are_learned_through_the_gate(self) -> SelectorConfig:
+        if self.adaptive > 1 and self.learning != "attention_gate":
+            raise ValueError(
+                f"adaptive={self.adaptive:g} needs learning=attention_gate: learning="
+                f"{self.learning} has no price on tokens that could teach a budget"
+            )
+        return self
 
 
 class ScenesSource(Node):
@@ -143,7 +206,7 @@ class ScenesSource(Node):
     """Fewest objects per scene."""
     max_objects: PositiveInt = 14
     """Most objects per scene."""
-    clutter: NonNegative = 1.0
+    clutter: NonNegative = 2.0
     """Patches of busy texture that carry no answer, as a multiple of the number of objects."""
     odd_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Share of the scenes in which all shapes but one have the same colour (kind `odd`)."""
@@ -166,7 +229,7 @@ class JsonlSource(Node):
     """Folder that image paths are relative to; default: the file's own folder."""
     image_format: str = "{}"
     """How a cell of the image column becomes a path, e.g. `images/{}.png`."""
-    columns: dict[Literal["id", "image", "question", "answer", "kind"], str | int] = {}
+    columns: dict[RowField, str | int] = {}
     """Column (name, or position in a list row) for each field; default: the field's own name."""
     limit: PositiveInt | None = None
     """Use only the first rows."""
@@ -181,7 +244,7 @@ class ParquetSource(Node):
     """The .parquet file or a folder of them."""
     image_root: Path | None = None
     """Folder that image paths are relative to; default: the file's own folder."""
-    columns: dict[Literal["id", "image", "question", "answer", "kind"], str] = {}
+    columns: dict[RowField, str] = {}
     """Column name for each field; default: the field's own name."""
     limit: PositiveInt | None = None
     """Use only the first rows."""
@@ -199,7 +262,7 @@ class FolderSource(Node):
     metadata.jsonl, metadata.csv, questions.json."""
     image_format: str = "{}"
     """How a cell of the image column becomes a path below the folder, e.g. `images/{}.png`."""
-    columns: dict[Literal["id", "image", "question", "answer", "kind"], str | int] = {}
+    columns: dict[RowField, str | int] = {}
     """Column (name, or position in a list row) for each field; default: the field's own name."""
     limit: PositiveInt | None = None
     """Use only the first rows."""
@@ -218,14 +281,38 @@ class HubSource(Node):
     """Split, slices allowed (`train[:1000]`)."""
     revision: str | None = None
     """Hub revision to load."""
-    columns: dict[Literal["id", "image", "question", "answer", "kind"], str] = {}
+    columns: dict[RowField, str] = {}
     """Column name for each field; default: the field's own name."""
     limit: PositiveInt | None = None
     """Use only the first rows."""
 
 
+class LayoutSource(Node):
+    """A public benchmark in the folder layout it is distributed in."""
+
+    type: Literal["layout"]
+    """Kind of source."""
+    layout: Literal[
+        "vqav2", "okvqa", "gqa", "visual_genome", "textvqa", "docvqa", "chartqa", "shapeworld",
+        "nlvr", "puzzlevqa",
+    ]  # fmt: skip
+    """The benchmark (see the guide to benchmarks); sets files, fields and metric."""
+    path: Path
+    """Folder that the benchmark was unpacked into."""
+    split: str | None = None
+    """Split as the benchmark names it, e.g. `val`; default: the one its layout is scored on."""
+    questions: Path | None = None
+    """Question file, or folder of them, below `path`; default: searched by its published name."""
+    annotations: Path | None = None
+    """Answer file below `path`, where answers are apart; default: searched likewise."""
+    images: Path | None = None
+    """Folder of the images below `path`; default: searched likewise."""
+    limit: PositiveInt | None = None
+    """Use only the first rows."""
+
+
 Source = Annotated[
-    ScenesSource | JsonlSource | ParquetSource | FolderSource | HubSource,
+    ScenesSource | JsonlSource | ParquetSource | FolderSource | HubSource | LayoutSource,
     Field(discriminator="type"),
 ]
 
@@ -260,6 +347,11 @@ class TrainingConfig(Node):
     """Clip the global gradient norm to this; 0 switches clipping off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast of the training step; `auto` is bf16 on CUDA, fp32 on CPU."""
+    gradient_checkpointing: bool = False
+    """Keep only each language-model layer's input for the backward pass and compute the layer
+    again there: less memory, more time, the same losses."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Several processes: `ddp` gives each the whole base, `fsdp` a share of it (FSDP2)."""
     save_every: PositiveInt = 50
     """Steps between checkpoints (the guarantee against preemption)."""
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
@@ -312,6 +404,12 @@ class EvalConfig(Node):
     """Samples per forward pass."""
     max_new_tokens: PositiveInt = 8
     """Longest answer generated."""
+    metric: Literal[
+        "auto", "accuracy", "exact_match", "vqa_official", "vqa_evalai", "anls",
+        "relaxed_accuracy",
+    ] = "auto"  # fmt: skip
+    """How answers are scored; `auto` is the benchmark's own metric, else `accuracy` (the verdict
+    of the question's kind)."""
     seeds: PositiveInt = 3
     """Repetitions of the arms that draw at random."""
 

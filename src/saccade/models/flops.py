@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 Causal = Literal["square", "triangle"]
+FULL_LAYERS = 2
+"""Layers that read every token before a selector inside the language model drops any (FastV)."""
 Result = TypeVar("Result")
 
 
@@ -97,10 +99,28 @@ def vision_flops(config: Any, *, cells: Sequence[int]) -> float:
     return total
 
 
-def language_flops(config: Any, *, tokens: Sequence[int], causal: Causal = "square") -> float:
+def full_layers(config: Any) -> int:
+    """`FULL_LAYERS`, or fewer in a model so shallow that no layer would be left after them."""
+    return max(1, min(FULL_LAYERS, text_config(config).num_hidden_layers - 1))
+
+
+def layer_tokens(config: Any, *, tokens: float, late_tokens: float) -> float:
+    """Mean tokens per layer when the layers after `full_layers` read `late_tokens`."""
+    first, layers = full_layers(config), text_config(config).num_hidden_layers
+    return (first * tokens + (layers - first) * late_tokens) / layers
+
+
+def language_flops(
+    config: Any,
+    *,
+    tokens: Sequence[int],
+    late_tokens: Sequence[int] | None = None,
+    causal: Causal = "square",
+) -> float:
     """Prefill of sequences of `tokens` tokens each, and the vocabulary for one position of each.
 
-    Padding is not counted: a batch is the sum of its rows.
+    Padding is not counted: a batch is the sum of its rows. `late_tokens`: what the layers after
+    the first `full_layers` read, for a selector that drops inside the model.
     """
     text, head = text_config(config), head_dim(config)
     width = text.hidden_size
@@ -108,9 +128,11 @@ def language_flops(config: Any, *, tokens: Sequence[int], causal: Causal = "squa
     linears = width * (queries + 2 * keys) + queries * width + 3 * width * text.intermediate_size
     share = 1.0 if causal == "square" else 0.5
     total = 0.0
-    for length in tokens:
-        attention = share * 2 * _linear(length, length, queries)
-        total += text.num_hidden_layers * (2.0 * length * linears + attention)
+    for length, late in zip(tokens, late_tokens or tokens, strict=True):
+        first = text.num_hidden_layers if late == length else full_layers(config)
+        for layers, rows in ((first, length), (text.num_hidden_layers - first, late)):
+            attention = share * 2 * _linear(rows, rows, queries)
+            total += layers * (2.0 * rows * linears + attention)
         total += _linear(1, width, text.vocab_size)
     return total
 
@@ -127,14 +149,18 @@ def forward_flops(
     *,
     encoded_cells: Sequence[int],
     tokens: Sequence[int],
+    late_tokens: Sequence[int] | None = None,
     selector: float = 0.0,
     causal: Causal = "square",
 ) -> Flops:
-    """One batch: the cells that the vision tower encodes and the tokens that enter layer 0."""
+    """One batch: the cells that the vision tower encodes and the tokens that enter layer 0.
+
+    `late_tokens`: see `language_flops`.
+    """
     return Flops(
         vision=vision_flops(config, cells=encoded_cells),
         selector=selector,
-        language=language_flops(config, tokens=tokens, causal=causal),
+        language=language_flops(config, tokens=tokens, late_tokens=late_tokens, causal=causal),
     )
 
 

@@ -1,7 +1,8 @@
 """Turn scores into a choice: how many cells each image keeps, and which.
 
 In go per-image budgets and packed scores; out come boolean keep masks in raster order. Exact,
-deterministic (ties go to the lower index) and per image. Left out: coarse tokens.
+deterministic (ties go to the lower index) and per image. An adaptive budget moves each image's
+number by the compress / particularise tension. Left out: coarse tokens (`detail.py`).
 
 Shapes: N cells of all images.
 """
@@ -22,6 +23,20 @@ def budget(
     if max_tokens is not None:
         wanted = min(wanted, max_tokens)
     return max(1, min(max(wanted, min_tokens), cells))
+
+
+def adapted(
+    kept: list[int], compress_I: Tensor, *, cells: list[int], reach: float, neutral: float
+) -> Tensor:
+    """[I]: budgets moved by the compress tension, within a factor `reach` both ways.
+
+    K * reach ** tanh(logit(neutral) - logit(compress)): a neutral tension leaves K alone, a high
+    one shrinks it. Real numbers with a gradient; round them to choose.
+    """
+    away_I = math.log(neutral / (1 - neutral)) - torch.logit(compress_I, eps=1e-6)
+    factor_I = torch.exp(math.log(reach) * torch.tanh(away_I))
+    most_I = torch.tensor(cells, device=factor_I.device, dtype=factor_I.dtype)
+    return (factor_I * torch.tensor(kept, device=factor_I.device)).clamp_min(1).minimum(most_I)
 
 
 def top_k(scores_N: Tensor, *, cells: list[int], kept: list[int]) -> Tensor:

@@ -81,10 +81,12 @@ class Weigh(nn.Module):
 class Balance(nn.Module):
     """Per-cell weights over the active scores and the three tensions."""
 
-    def __init__(self, width: int, *, scores: int, learn_tensions: bool) -> None:
+    def __init__(
+        self, width: int, *, scores: int, learn_tensions: bool, learn_weights: bool = True
+    ) -> None:
         super().__init__()
         # one score needs no weighing, and parameters that do nothing would never get a gradient
-        self.weigh = Weigh(width, scores=scores) if scores > 1 else None
+        self.weigh = Weigh(width, scores=scores) if scores > 1 and learn_weights else None
         self.code = nn.Linear(width, 32, bias=False)
         self.log_scale = nn.Parameter(torch.zeros(()))
         start = torch.logit(torch.tensor(NEUTRAL))
@@ -103,7 +105,7 @@ class Balance(nn.Module):
         valid_IHW: Tensor,
     ) -> Balanced:
         budget_I1 = (share_I[:, None].log2() + 3) / 2  # about -1..1 for 5 to 50 %
-        weight_IHWK = torch.ones_like(maps_IHWK)
+        weight_IHWK = torch.full_like(maps_IHWK, 1 / maps_IHWK.shape[-1])
         if self.weigh is not None:
             weight_IHWK = self.weigh(maps_IHWK, cells_IHWW, question_IW, budget_I1, valid_IHW)
         base_IHW = (weight_IHWK * maps_IHWK).sum(-1)

@@ -10,16 +10,17 @@ Shapes: N cells of all images, H x W cells of one image, D width.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from saccade.config.errors import InputError
 from saccade.models.relevance.allocate import lattice
 from saccade.models.relevance.grids import CellGrid
-from saccade.models.relevance.textures import PatchLayout, Textures, patchify, unpatchify
+from saccade.models.relevance.textures import PatchLayout, Textures, shrink_pixels
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,20 @@ class ArmInfo:
 
     name: str
     title: str
-    how: Literal["keep_all", "trained", "rank", "pool", "resize"]
+    how: Literal["keep_all", "trained", "rank", "pool", "resize", "merge", "inside"]
     query_aware: bool = False
     random: bool = False
     trained: bool = False
+    set_step: bool = False
+
+    @property
+    def plain(self) -> str:
+        """The name without `+mmr`."""
+        return self.name.removesuffix(SET_STEP)
 
 
+SET_STEP = "+mmr"
+"""Suffix that puts a set-diversity step (maximal marginal relevance) on top of a ranking."""
 ARMS: dict[str, ArmInfo] = {
     arm.name: arm
     for arm in (
@@ -47,8 +56,34 @@ ARMS: dict[str, ArmInfo] = {
         ArmInfo("information", "information alone", "rank", trained=True),
         ArmInfo("salience", "salience alone", "rank", trained=True),
         ArmInfo("participation", "participation alone", "rank", query_aware=True, trained=True),
+        # published methods, re-implemented; see docs/concepts/peers.md
+        ArmInfo("vision_attention", "ViT attention + merging (VisionZip-like)", "merge"),
+        ArmInfo("vision_attention_drop", "ViT attention (VisionZip, dominant only)", "rank"),
+        ArmInfo("early_attention", "attention of layer 2 (FastV-like)", "inside", query_aware=True),
+        ArmInfo("max_min_diversity", "max-min diversity (DivPrune-like)", "rank"),
+        ArmInfo("dpp", "conditional DPP (CDPruner-like)", "rank", query_aware=True),
+        ArmInfo("scope", "saliency x coverage (SCOPE-like)", "rank"),
     )
 }
+WITHOUT_SET_STEP = ("full", "grid", "pool", "resize", "max_min_diversity", "dpp", "scope")
+"""Selectors that `+mmr` cannot change: they have no score per cell, or choose a set already."""
+
+
+def find_arm(name: str) -> ArmInfo:
+    """The selector of that name, `NAME+mmr` included; InputError when there is none."""
+    plain = name.removesuffix(SET_STEP)
+    if plain not in ARMS:
+        raise InputError(f"unknown selector {name!r}\n  fix: use one of {', '.join(ARMS)}")
+    if plain == name:
+        return ARMS[name]
+    if plain in WITHOUT_SET_STEP:
+        able = ", ".join(arm for arm in ARMS if arm not in WITHOUT_SET_STEP)
+        raise InputError(
+            f"{name}: {plain} has no ranking that a set step could change"
+            f"\n  fix: use {SET_STEP} with one of {able}"
+        )
+    found = ARMS[plain]
+    return replace(found, name=name, title=f"{found.title} + MMR", set_step=True)
 
 
 def random_scores(grid: CellGrid, *, seed: int, image_ids: list[str]) -> Tensor:
@@ -114,14 +149,6 @@ def resize_pixels(
 
     The largest size whose sides are whole cells, nearest to the aspect; never enlarged.
     """
-    image_3HW = unpatchify(pixels_ND.float(), grid_thw, layout)
-    _, height, width = image_3HW.shape
-    cell = layout.cell_px
-    rows, columns = lattice(height // cell, width // cell, kept=kept)
-    small = F.interpolate(
-        image_3HW[None], size=(rows * cell, columns * cell), mode="bicubic",
-        antialias=True, align_corners=False,
-    )[0]  # fmt: skip
-    low, high = image_3HW.amin(), image_3HW.amax()  # bicubic overshoots; pixels cannot
-    thw = (1, rows * layout.merge, columns * layout.merge)
-    return patchify(small.clamp(low, high), layout), thw
+    _, height, width = grid_thw
+    target = lattice(height // layout.merge, width // layout.merge, kept=kept)
+    return shrink_pixels(pixels_ND, grid_thw=grid_thw, target=target, layout=layout)

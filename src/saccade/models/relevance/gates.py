@@ -8,7 +8,8 @@ collapse, because RMSNorm divides by almost zero there). Hard forward means trai
 exactly what pruned inference computes.
 
 Soft top-K: a_i = sigmoid(s_i / tau + t) with t such that sum a = K, by bisection; its gradient is
-ds = (u - v sum(u) / sum(v)) / tau with v = a (1 - a), u = g v (implicit differentiation).
+ds = (u - v sum(u) / sum(v)) / tau with v = a (1 - a), u = g v (implicit differentiation), and
+dK = sum(u) / sum(v).
 
 Shapes: I images, M cells (padded), B samples, L tokens.
 """
@@ -47,12 +48,14 @@ class _SoftTopK(torch.autograd.Function):
         return gate_IM
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor, None]:
         gate_IM, temperature_I = ctx.saved_tensors
         slope_IM = gate_IM * (1 - gate_IM)
         pull_IM = grads[0] * slope_IM
         mean_I1 = pull_IM.sum(1, keepdim=True) / slope_IM.sum(1, keepdim=True).clamp_min(1e-12)
-        return (pull_IM - slope_IM * mean_I1) / temperature_I[:, None], None, None, None
+        scores_IM = (pull_IM - slope_IM * mean_I1) / temperature_I[:, None]
+        # one more token raises every gate in proportion to its slope: da/dK = v / sum v
+        return scores_IM, None, mean_I1[:, 0], None
 
 
 def soft_top_k(
@@ -60,7 +63,7 @@ def soft_top_k(
 ) -> Tensor:
     """Gates in 0..1 that sum to `kept_I` per image; 0 outside `valid_IM`.
 
-    The temperature is given per image and gets no gradient.
+    Scores and `kept_I` get gradients (an adaptive budget is learned); the temperature gets none.
     """
     return _SoftTopK.apply(scores_IM, valid_IM, kept_I.to(scores_IM), temperature_I)  # type: ignore
 

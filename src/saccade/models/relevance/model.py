@@ -3,8 +3,10 @@
 In go exactly the inputs the base model takes; out come its logits or its answer, computed from
 the kept tokens. Text-only and video inputs pass through. In training the sequence stays whole and
 the choice acts through gates (`gates.py`); at inference tokens are really dropped (`prune.py`);
-the two compute the same thing. Every selector, trained or baseline, runs through `reduce`.
-Left out: choosing before the vision tower (placements `pixels` and `glance`).
+the two compute the same thing. Every selector, trained or baseline, runs through `reduce`. Where
+the choice is made is the selector's placement: after the vision tower (`features`), or before it,
+so that only chosen cells are encoded (`pixels`, `glance`; see `glance.py`). In training the whole
+image is encoded in every placement, because every gate needs a token behind it.
 
 Shapes: B samples, L tokens, I images, N merged cells of all images, D width.
 """
@@ -12,15 +14,16 @@ Shapes: B samples, L tokens, I images, N merged cells of all images, D width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
 
-from saccade.config.errors import InputError
 from saccade.config.schema import ModelConfig, SelectorConfig
 from saccade.data.chat import ChatMarkers, user_text_mask
 from saccade.models.backbone import Backbone
@@ -31,46 +34,73 @@ from saccade.models.losses import (
     supervised_tokens,
 )
 from saccade.models.relevance import storage
-from saccade.models.relevance.allocate import budget, top_k
-from saccade.models.relevance.baselines import ARMS
+from saccade.models.relevance.allocate import adapted, budget, top_k
+from saccade.models.relevance.balance import NEUTRAL
+from saccade.models.relevance.baselines import find_arm
+from saccade.models.relevance.dropin import (
+    DropIn,
+    Read,
+    at_full_length,
+    likely_supervised,
+    passed_on,
+    refuse_unknown,
+    text_labels,
+    with_full_prompt,
+)
+from saccade.models.relevance.feature_cache import FeatureCache
+from saccade.models.relevance.gated import GatedSelector
 from saccade.models.relevance.gates import (
     bound_gain,
     gated_attention_mask,
     soft_top_k,
     straight_through,
 )
+from saccade.models.relevance.glance import (
+    Preview,
+    cell_width,
+    patch_features,
+    preview_features,
+    take_preview,
+    texture_features,
+)
 from saccade.models.relevance.grids import CellGrid
 from saccade.models.relevance.prune import (
     ImageTokens,
     LanguageInputs,
-    full_length,
 )
-from saccade.models.relevance.reduce import Reduced, reduce_with_arm
+from saccade.models.relevance.reduce import Reduced, put_preview, reduce_with_arm
 from saccade.models.relevance.selector import Question, RelevanceSelector, Scored
 from saccade.models.relevance.teacher import distillation_losses, question_attention
-from saccade.models.relevance.textures import PatchLayout, Textures, compute_textures
-from saccade.models.relevance.vision import encode_images
-
-PASSED_ON = ("output_attentions", "output_hidden_states", "use_cache")
+from saccade.models.relevance.textures import PatchLayout, Textures
+from saccade.models.relevance.vision import ImageView
 
 
 @dataclass(frozen=True)
 class VisualFeatures:
-    """Everything that is computed once per batch of images, whatever is kept of it."""
+    """Everything that is computed once per batch of images, whatever is kept of it.
+
+    `cells_ND` is what the selector knows of each cell. With a placement before the tower,
+    `inputs.images` is blank until `whole` or a choice fills it.
+    """
 
     inputs: LanguageInputs
     grid: CellGrid
     textures: Textures
     sample_of_image_I: Tensor
+    view: ImageView
+    cells_ND: Tensor
+    preview: Preview | None = None
+
+    def whole(self) -> LanguageInputs:
+        """The inputs with every token of every image."""
+        return replace(self.inputs, images=self.view.tokens)
 
 
-class RelevanceModel(nn.Module):
+class RelevanceModel(DropIn):
     """A frozen base and the trainable selector in front of its language model."""
 
     def __init__(self, backbone: Backbone, config: SelectorConfig, *, seed: int = 0) -> None:
-        super().__init__()
-        self.base = backbone.model
-        self.backbone = backbone
+        super().__init__(backbone)
         self.selector_config = config
         self.markers = ChatMarkers.of(backbone.processor.tokenizer)
         images = backbone.processor.image_processor
@@ -82,37 +112,18 @@ class RelevanceModel(nn.Module):
             std=tuple(images.image_std),
         )
         width = self.base.config.text_config.hidden_size
+        cells = cell_width(self.base, placement=config.placement)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.selector = RelevanceSelector(config, feature_width=width, embedding_width=width)
+            self.selector = (
+                GatedSelector(feature_width=cells)
+                if config.kind == "gated"
+                else RelevanceSelector(config, feature_width=cells, embedding_width=width)
+            )
         self.selector.to(self.base.device)
+        self.feature_cache: FeatureCache | None = None
 
-    # -- the base model's face ------------------------------------------------------------------
-
-    @property
-    def config(self) -> Any:
-        return self.base.config
-
-    @property
-    def generation_config(self) -> Any:
-        return self.base.generation_config
-
-    @property
-    def device(self) -> torch.device:
-        return self.base.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.base.dtype
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.base.get_input_embeddings()
-
-    def train(self, mode: bool = True) -> RelevanceModel:
-        """Only the selector has a training mode; the base stays as it will be used."""
-        super().train(mode)
-        self.base.eval()
-        return self
+    # -- the base model's face (the rest of it is in `dropin.py`) -------------------------------
 
     def forward(
         self,
@@ -124,42 +135,57 @@ class RelevanceModel(nn.Module):
         mm_token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         keep: int | float | None = None,
-        full_length_logits: bool = False,
+        full_length_logits: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits (and loss) of the base model on the kept tokens.
 
         Shapes as in the base; logits are [B, S, V] with S the longest remaining row (left-padded),
-        or [B, L, V] with zeros at dropped positions when `full_length_logits`. `labels` are given
-        at full length. `keep` overrides the configured budget. In training mode the gradient
-        reaches the selector and logits are full-length.
+        or [B, L, V] with zeros at dropped positions when `full_length_logits` (default: the
+        attribute of that name) and always while training. `labels` are given at full length.
+        `keep` overrides the configured budget.
         """
-        batch: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if pixel_values is None or kwargs.get("pixel_values_videos") is not None:
-            return self.base(
-                **batch, pixel_values=pixel_values, image_grid_thw=image_grid_thw,
-                mm_token_type_ids=mm_token_type_ids, labels=labels,
-                logits_to_keep=logits_to_keep, **kwargs,
-            )  # fmt: skip
-        batch |= {
+        batch: dict[str, Any] = {
+            "input_ids": input_ids, "attention_mask": attention_mask,
             "pixel_values": pixel_values, "image_grid_thw": image_grid_thw,
-            "mm_token_type_ids": mm_token_type_ids, "labels": labels,
+            "mm_token_type_ids": mm_token_type_ids,
         }  # fmt: skip
-        features = self.encode(batch)
-        passed = {name: kwargs[name] for name in PASSED_ON if name in kwargs}
-        if self.training and torch.is_grad_enabled():
-            gated = self.gate(features, keep=keep)
-            inputs, arguments = features.inputs, gated.arguments
-        else:
-            inputs = self.reduce(batch, keep=keep, features=features).inputs
-            arguments = inputs.forward_arguments()
+        meant = text_labels(labels, input_ids, image_token=self.markers.image)
+        read = self.read(batch | {"labels": meant} | kwargs, keep=keep)
+        if read is None:
+            return self.base(**batch, labels=labels, logits_to_keep=logits_to_keep, **kwargs)
+        whole = self.full_length_logits if full_length_logits is None else full_length_logits
+        whole = whole or (self.training and torch.is_grad_enabled())
+        whole = whole or isinstance(logits_to_keep, Tensor)  # positions of the full sequence
         out = self.base(
-            **arguments, labels=inputs.labels_BS, logits_to_keep=logits_to_keep, **passed
-        )
-        if full_length_logits:
-            out.logits = full_length(out.logits, inputs.source_BS, length=input_ids.shape[1])
+            **read.arguments, labels=read.inputs.labels_BS,
+            logits_to_keep=0 if whole else logits_to_keep, **passed_on(kwargs),
+        )  # fmt: skip
+        if whole:
+            full_BLV = at_full_length(out.logits, read.inputs, like=input_ids)
+            out.logits = slice_logits_to_keep(full_BLV, logits_to_keep)
         return out
+
+    def read(self, batch: Mapping[str, Any], *, keep: int | float | None = None) -> Read | None:
+        """What the language model is given; None where there is nothing to choose (text, video).
+
+        While the selector learns, the whole sequence behind gates, which lets the gradient reach
+        it; otherwise what is left after dropping, which is cheaper and computes the same.
+        """
+        if batch.get("pixel_values") is None or batch.get("pixel_values_videos") is not None:
+            return None
+        refuse_unknown(batch)
+        features = self.encode(batch)
+        if self.training and torch.is_grad_enabled() and self.trains_selector:
+            tokens = batch.get("num_items_in_batch")
+            if tokens is None and batch.get("labels") is None:
+                mask = batch.get("attention_mask")
+                tokens = likely_supervised(batch["input_ids"], mask, markers=self.markers)
+            gated = self.gate(features, keep=keep, denominator=tokens)
+            return Read(gated.inputs, gated.arguments)
+        inputs = self.reduce(batch, keep=keep, features=features).inputs
+        return Read(inputs, inputs.forward_arguments())
 
     @torch.no_grad()
     def generate(
@@ -172,62 +198,88 @@ class RelevanceModel(nn.Module):
             return self.base.generate(input_ids, attention_mask=batch["attention_mask"], **inputs)
         reduced = self.reduce(batch, keep=keep)
         new = self.base.generate(**reduced.inputs.generation_arguments(), **inputs)
-        return torch.cat([input_ids, new[:, reduced.inputs.input_ids_BS.shape[1] :]], dim=1)
+        return with_full_prompt(new, input_ids, read=reduced.inputs.input_ids_BS.shape[1])
 
     # -- the parts -------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode(self, batch: Mapping[str, Any]) -> VisualFeatures:
-        """Run the vision tower once. Identical neighbouring images are encoded once, too."""
+        """Everything the choice is made from. Identical neighbouring images are encoded once."""
         ids_BL = batch["input_ids"]
         mask_BL = batch.get("attention_mask")
         mask_BL = torch.ones_like(ids_BL) if mask_BL is None else mask_BL
         pixels_ND, grid_I3 = batch["pixel_values"], batch["image_grid_thw"]
         types_BL = batch.get("mm_token_type_ids")
         types_BL = (ids_BL == self.markers.image).int() if types_BL is None else types_BL
-        images = encode_images(self.base, pixels_ND, grid_I3)
-        textures = compute_textures(images.pixels_ND, images.grid_J3, layout=self.layout)
-        counts = CellGrid.of(images.grid_J3, merge=self.layout.merge).counts
-
-        def spread(values_N: Tensor) -> Tensor:
-            parts = values_N.split(counts)
-            return torch.cat([parts[j] for j in images.distinct_of])
-
+        view = ImageView(
+            self.base, pixels_ND, grid_I3,
+            reuse=self.selector_config.reuse_features, cache=self.feature_cache,
+        )  # fmt: skip
+        grid = CellGrid.of(grid_I3, merge=self.layout.merge)
+        textures = view.textures(self.layout)
         positions_3BL, _ = self.base.model.get_rope_index(
             ids_BL, mm_token_type_ids=types_BL, image_grid_thw=grid_I3, attention_mask=mask_BL
         )
+        early = self.selector_config.placement != "features"
         inputs = LanguageInputs(
             input_ids_BS=ids_BL,
             attention_mask_BS=mask_BL,
             positions_3BS=positions_3BL,
-            images=images.tokens,
+            images=ImageTokens.blank(grid.counts, device=ids_BL.device) if early else view.tokens,
             labels_BS=batch.get("labels"),
         )
-        grid = CellGrid.of(grid_I3, merge=self.layout.merge)
+        cells_ND, preview = self._cells(view, grid, textures)
         return VisualFeatures(
             inputs=inputs,
             grid=grid,
-            textures=Textures(
-                spread(textures.channels_NC), spread(textures.bits_N), spread(textures.rarity_N)
-            ),
+            textures=textures,
             sample_of_image_I=self._sample_of_image(ids_BL, grid),
+            view=view,
+            cells_ND=cells_ND,
+            preview=preview,
         )
+
+    def _cells(
+        self, view: ImageView, grid: CellGrid, textures: Textures
+    ) -> tuple[Tensor, Preview | None]:
+        """What the selector may know of each cell at its placement."""
+        config = self.selector_config
+        if config.placement == "features":
+            return torch.cat(view.tokens.pooled), None
+        seen_NC = texture_features(textures, grid)
+        if config.placement == "pixels":
+            return torch.cat([patch_features(self.base, view), seen_NC], dim=-1), None
+        preview = take_preview(
+            self.base, view.pixels_ND, view.grid_I3,
+            scale=config.preview_scale, layout=self.layout,
+        )  # fmt: skip
+        return torch.cat([preview_features(preview, grid), seen_NC], dim=-1), preview
 
     def score(self, features: VisualFeatures, *, kept: list[int] | None = None) -> Scored:
         """Run the trained selector on every cell, told that `kept[i]` cells of image i may stay."""
-        assert features.inputs.images is not None
         kept = self.budgets(features.grid, None) if kept is None else kept
         cells = features.grid.counts
         share_I = torch.tensor(
             [k / n for k, n in zip(kept, cells, strict=True)], device=self.device
         )
-        return self.selector(
-            torch.cat(features.inputs.images.pooled),
-            textures=features.textures,
-            grid=features.grid,
-            question=self._question(features.inputs.input_ids_BS),
-            sample_of_image_I=features.sample_of_image_I,
-            share_I=share_I,
+        # a trainer's autocast must not mix precisions inside the selector
+        with torch.autocast(self.device.type, enabled=False):
+            return self.selector(
+                features.cells_ND,
+                textures=features.textures,
+                grid=features.grid,
+                question=self._question(features.inputs.input_ids_BS),
+                sample_of_image_I=features.sample_of_image_I,
+                share_I=share_I,
+            )
+
+    def adapt(self, scored: Scored, kept: list[int], *, cells: list[int]) -> Tensor | None:
+        """[I]: the budgets that the tension chooses, or None when budgets are fixed."""
+        config = self.selector_config
+        if config.adaptive == 1.0:
+            return None
+        return adapted(
+            kept, scored.tension_I3[:, 0], cells=cells, reach=config.adaptive, neutral=NEUTRAL
         )
 
     def budgets(self, grid: CellGrid, keep: int | float | None) -> list[int]:
@@ -246,24 +298,24 @@ class RelevanceModel(nn.Module):
         seed: int = 0,
         features: VisualFeatures | None = None,
     ) -> Reduced:
-        """Choose tokens with one of `ARMS` and drop, pool or resize the others.
+        """Choose tokens with one of `ARMS` (or `ARM+mmr`) and drop, pool or resize the others.
 
         `features` from `encode` may be reused for any number of arms and budgets.
         """
-        if arm not in ARMS:
-            raise InputError(f"unknown selector {arm!r}\n  fix: use one of {', '.join(ARMS)}")
+        info = find_arm(arm)
         features = self.encode(batch) if features is None else features
-        kept = self.budgets(features.grid, 1.0 if ARMS[arm].how == "keep_all" else keep)
-        return reduce_with_arm(self, batch, features, arm=ARMS[arm], kept=kept, seed=seed)
+        kept = self.budgets(features.grid, 1.0 if info.how == "keep_all" else keep)
+        return reduce_with_arm(self, batch, features, arm=info, kept=kept, seed=seed)
 
     @torch.no_grad()
     def generate_reduced(self, reduced: Reduced, *, max_new_tokens: int) -> Tensor:
         """Greedy answer to reduced inputs: new tokens only, [B, T]."""
-        new = self.base.generate(
-            **reduced.inputs.generation_arguments(),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-        )
+        with reduced.during():
+            new = self.base.generate(
+                **reduced.inputs.generation_arguments(),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+            )
         return new[:, reduced.inputs.input_ids_BS.shape[1] :]
 
     # -- training --------------------------------------------------------------------------------
@@ -279,25 +331,46 @@ class RelevanceModel(nn.Module):
 
         `denominator` is what the loss will be divided by; default: its own supervised tokens.
         """
-        inputs, grid = features.inputs, features.grid
+        inputs, grid = features.whole(), features.grid
         if denominator is None:
             denominator = 1.0 if inputs.labels_BS is None else supervised_tokens(inputs.labels_BS)
         assert inputs.images is not None
         kept = self.budgets(grid, keep)
         scored = self.score(features, kept=kept)
+        kept_I = self.adapt(scored, kept, cells=grid.counts)
+        if kept_I is None:
+            kept_I = torch.tensor(kept, device=self.device)
+        kept = [round(k) for k in kept_I.tolist()]
         hard_N = top_k(scored.logits_N, cells=grid.counts, kept=kept)
         valid_IM = grid.valid_IHW.flatten(1)
         soft_IM = soft_top_k(
             grid.pad(scored.logits_N[:, None])[..., 0].flatten(1),
             valid_IM=valid_IM,
-            kept_I=torch.tensor(kept, device=valid_IM.device),
+            kept_I=kept_I,
             temperature_I=self.selector_config.temperature * scored.softness_I,
         )
         soft_N = soft_IM[valid_IM]
         gate_N = bound_gain(straight_through(soft_N, hard_N), tokens=denominator)
+        gates = list(gate_N.split(grid.counts))
+        if features.preview is not None:
+            inputs = put_preview(self, features, inputs, short=[True] * len(kept))
+            counts = features.preview.counts
+            gates = [F.pad(gate, (n, 0), value=1.0) for gate, n in zip(gates, counts, strict=True)]
+        return Gated(
+            scored=scored,
+            hard_N=hard_N,
+            soft_N=soft_N,
+            kept_I=kept_I,
+            inputs=inputs,
+            arguments=self._gated_arguments(inputs, gates),
+        )
+
+    def _gated_arguments(self, inputs: LanguageInputs, gates: list[Tensor]) -> dict[str, Any]:
+        """The base's arguments with one gate per visual token, image by image."""
+        gate_N = torch.cat(gates)
         gate_BL = torch.ones_like(inputs.input_ids_BS, dtype=gate_N.dtype)
         gate_BL = gate_BL.masked_scatter(inputs.input_ids_BS == self.markers.image, gate_N)
-        gates = gate_N.split(grid.counts)
+        assert inputs.images is not None
         images = ImageTokens(
             pooled=inputs.images.pooled,
             deepstack=tuple(
@@ -305,7 +378,7 @@ class RelevanceModel(nn.Module):
                 for level in inputs.images.deepstack
             ),
         )
-        arguments: dict[str, Any] = {
+        return {
             "input_ids": inputs.input_ids_BS,
             "position_ids": inputs.positions_3BS,
             "attention_mask": gated_attention_mask(
@@ -313,7 +386,6 @@ class RelevanceModel(nn.Module):
             ),
             "mm_encoder_outputs": {"image": images.encoder_output()},
         }
-        return Gated(scored=scored, hard_N=hard_N, soft_N=soft_N, arguments=arguments)
 
     def answer_loss(
         self, features: VisualFeatures, *, keep: int | float, denominator: Tensor | float
@@ -321,10 +393,23 @@ class RelevanceModel(nn.Module):
         """Cross-entropy of the answers read through the gate; see `supervised_loss`."""
         gated = self.gate(features, keep=keep, denominator=denominator)
         hidden = self.base.model(**gated.arguments, use_cache=False).last_hidden_state
-        labels = features.inputs.labels_BS
+        labels = gated.inputs.labels_BS
         assert labels is not None
         loss = supervised_loss(self.base.lm_head, hidden, labels, denominator=denominator)
+        if gated.kept_I.requires_grad:
+            loss = replace(loss, total=loss.total + self._price(features, gated) / denominator)
         return loss, gated
+
+    def _price(self, features: VisualFeatures, gated: Gated) -> Tensor:
+        """What the kept tokens cost, counted by supervised tokens like the answers."""
+        labels = features.inputs.labels_BS
+        assert labels is not None
+        tokens_B = (labels[:, 1:] != IGNORE_INDEX).sum(1)
+        share_I = gated.kept_I / torch.tensor(features.grid.counts, device=self.device)
+        return (
+            self.selector_config.token_price
+            * (share_I * tokens_B[features.sample_of_image_I]).sum()
+        )
 
     def imitation_loss(
         self,
@@ -340,17 +425,18 @@ class RelevanceModel(nn.Module):
         """
         labels = features.inputs.labels_BS
         assert labels is not None
-        teacher_N = question_attention(self.base, features.inputs, image_token=self.markers.image)
-        logits_N = self.score(features, kept=self.budgets(features.grid, keep)).plain_N
-        losses_I = distillation_losses(logits_N, teacher_N, counts=features.grid.counts)
+        teacher_N = question_attention(self.base, features.whole(), image_token=self.markers.image)
+        scored = self.score(features, kept=self.budgets(features.grid, keep))
+        losses_I = distillation_losses(scored.plain_N, teacher_N, counts=features.grid.counts)
+        if scored.match_N is not None and len(scored.maps) > 1:
+            # the score that learns is taught by itself, too: else the balance, which finds the
+            # measured scores more useful at first, leaves it without a gradient
+            alone_I = distillation_losses(scored.match_N, teacher_N, counts=features.grid.counts)
+            losses_I = (losses_I + alone_I) / 2
         tokens_B = (labels[:, 1:] != IGNORE_INDEX).sum(1)
         return (losses_I * tokens_B[features.sample_of_image_I]).sum() / denominator
 
     # -- files -----------------------------------------------------------------------------------
-
-    def save_pretrained(self, folder: str | Path, *, include_base: bool = False) -> None:
-        """Write the selector (a few MB) and where its base is; `include_base` copies the base."""
-        storage.save(self, Path(folder), include_base=include_base)
 
     @classmethod
     def from_pretrained(
@@ -366,7 +452,9 @@ class RelevanceModel(nn.Module):
     # -- helpers ---------------------------------------------------------------------------------
 
     def _question(self, input_ids_BL: Tensor) -> Question:
-        mask_BL = user_text_mask(input_ids_BL, markers=self.markers)
+        mask_BL = user_text_mask(
+            input_ids_BL, markers=self.markers, query=self.selector_config.query
+        )
         counts = mask_BL.sum(1)
         longest = max(1, int(counts.max()))
         order_BT = (~mask_BL).to(torch.int8).argsort(dim=1, stable=True)[:, :longest]
@@ -397,4 +485,6 @@ class Gated:
     scored: Scored
     hard_N: Tensor
     soft_N: Tensor
+    kept_I: Tensor
+    inputs: LanguageInputs
     arguments: dict[str, Any]

@@ -3,18 +3,21 @@
 In go a batch, the vision tower's features and a keep mask over merged cells; out come shorter
 ids, mask, labels, features (every DeepStack level) and the *original* M-RoPE positions of what is
 left. Dropping a token equals masking its key in the full sequence; keeping all of them returns
-the inputs untouched, bit for bit. Positions are never renumbered: that costs grounding.
+the inputs untouched, bit for bit. Positions are never renumbered: that costs grounding. Tokens of
+a coarse view can be put in beside them (`insert_tokens`), at positions in the same frame.
 
 Shapes: B samples, L tokens (S after dropping), N cells of all images, D width, I images.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from saccade.data.chat import IGNORE_INDEX
@@ -34,6 +37,28 @@ class ImageTokens:
             deepstack=tuple(
                 tuple(change(i, rows) for i, rows in enumerate(level)) for level in self.deepstack
             ),
+        )
+
+    @classmethod
+    def blank(cls, counts: list[int], *, device: Any) -> ImageTokens:
+        """Stand-ins of width 0 for tokens that are not computed yet."""
+        return cls(pooled=tuple(torch.empty(n, 0, device=device) for n in counts), deepstack=())
+
+    def after(self, first: ImageTokens) -> ImageTokens:
+        """Each image's tokens behind those of `first`, in every level."""
+        return ImageTokens(
+            pooled=tuple(torch.cat(pair) for pair in zip(first.pooled, self.pooled, strict=True)),
+            deepstack=tuple(
+                tuple(torch.cat(pair) for pair in zip(theirs, own, strict=True))
+                for theirs, own in zip(first.deepstack, self.deepstack, strict=True)
+            ),
+        )
+
+    def pick(self, images: Sequence[int]) -> ImageTokens:
+        """The tokens of these images, in this order; an image may be named several times."""
+        return ImageTokens(
+            pooled=tuple(self.pooled[i] for i in images),
+            deepstack=tuple(tuple(level[i] for i in images) for level in self.deepstack),
         )
 
     def encoder_output(self) -> BaseModelOutputWithDeepstackFeatures:
@@ -109,7 +134,69 @@ def drop_tokens(
         positions_3BS=torch.stack([take(axis, 0) for axis in inputs.positions_3BS]),
         images=inputs.images.map(lambda i, rows: rows[keeps[i]]),
         labels_BS=take(labels, IGNORE_INDEX) if labels is not None else None,
-        source_BS=index_BS.masked_fill(~stay_BS, -1),
+        source_BS=_source(inputs, index_BS).masked_fill(~stay_BS, -1),
+    )
+
+
+def _source(inputs: LanguageInputs, index_BS: Tensor) -> Tensor:
+    """Places in the sequence the user gave, also when tokens had been put in before."""
+    return index_BS if inputs.source_BS is None else inputs.source_BS.gather(1, index_BS)
+
+
+def insert_tokens(
+    inputs: LanguageInputs,
+    extra: ImageTokens,
+    positions_3M: list[Tensor],
+    *,
+    image_token: int,
+    pad_token: int,
+) -> LanguageInputs:
+    """Put `extra` tokens of each image in front of its own, at the given M-RoPE positions.
+
+    `extra` and `positions_3M` are per image, in packed order. The new tokens have no place in the
+    user's sequence (`source_BS` is -1 there) and are not supervised. Rows are left-padded anew.
+    """
+    assert inputs.images is not None
+    fresh = iter(zip(inputs.images.pooled, extra.pooled, positions_3M, strict=True))
+    image_BL = inputs.input_ids_BS == image_token
+    length = image_BL.shape[1]
+    device = image_BL.device
+    rows = []
+    for row in range(len(image_BL)):
+        own_L = image_BL[row].nonzero()[:, 0]
+        kept_L = inputs.attention_mask_BS[row].bool().nonzero()[:, 0]
+        pieces, places, done, start = [], [], int(kept_L[0]), 0
+        while start < len(own_L):
+            tokens, added, positions = next(fresh)
+            first = int(own_L[start])
+            pieces += [torch.arange(done, first), torch.full((len(added),), length)]
+            places.append(positions)
+            done, start = first, start + len(tokens)
+        pieces.append(torch.arange(done, length))
+        rows.append((torch.cat(pieces).to(device), places))
+    longest = max(len(index) for index, _ in rows)
+    index_BS = torch.stack([F.pad(i, (longest - len(i), 0), value=length + 1) for i, _ in rows])
+
+    def spread(values_BL: Tensor, *, new: int, filler: int) -> Tensor:
+        tail = values_BL.new_tensor([[new, filler]]).expand(len(values_BL), -1)
+        return torch.cat([values_BL, tail], dim=1).gather(1, index_BS)
+
+    positions_3BS = torch.stack(
+        [spread(axis, new=0, filler=0) for axis in inputs.positions_3BS.float()]
+    )
+    given = [torch.cat(places, dim=1) for _, places in rows if places]
+    positions_3BS[:, index_BS == length] = torch.cat(given, dim=1).to(positions_3BS)
+    place_BL = torch.arange(length, device=device).expand(len(image_BL), -1)
+    source_BL = place_BL if inputs.source_BS is None else inputs.source_BS
+    labels = inputs.labels_BS
+    return replace(
+        inputs,
+        input_ids_BS=spread(inputs.input_ids_BS, new=image_token, filler=pad_token),
+        attention_mask_BS=spread(inputs.attention_mask_BS, new=1, filler=0),
+        positions_3BS=positions_3BS,
+        images=inputs.images.after(extra),
+        labels_BS=None if labels is None else spread(labels, new=IGNORE_INDEX, filler=IGNORE_INDEX),
+        source_BS=spread(source_BL, new=-1, filler=-1),
     )
 
 

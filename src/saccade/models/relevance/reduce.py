@@ -3,27 +3,34 @@
 In go a batch, its visual features, an arm and per-image budgets; out come reduced language-model
 inputs and a record per image of what was kept, for counting and for pictures. Resizing encodes
 the smaller image anew; pooling averages tokens and DeepStack rows alike and gives them centre
-positions; everything else drops tokens.
+positions; everything else drops tokens, and with a placement before the tower only the chosen
+cells are ever encoded.
 
 Shapes: N cells of all images, H x W cells of one image, I images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from saccade.config.errors import InputError
-from saccade.models.relevance import baselines
+from saccade.models.relevance import baselines, peers
 from saccade.models.relevance.allocate import lattice, top_k
 from saccade.models.relevance.baselines import ArmInfo
+from saccade.models.relevance.detail import plan_detail
+from saccade.models.relevance.glance import preview_positions
 from saccade.models.relevance.prune import (
+    ImageTokens,
     LanguageInputs,
     drop_tokens,
+    insert_tokens,
 )
 from saccade.models.relevance.selector import Scored
 from saccade.models.relevance.vision import encode_images
@@ -34,22 +41,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageSelection:
-    """What happened to one image: `keep_HW` is None when tokens were replaced, not chosen."""
+    """What happened to one image: `keep_HW` is None when tokens were replaced, not chosen.
+
+    `kept` counts all visual tokens that the language model reads, coarse context included;
+    `encoded` the cells of each pass of the vision tower over this image.
+    """
 
     full: int
     kept: int
     grid: tuple[int, int]
     keep_HW: Tensor | None
+    encoded: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """Reduced inputs with the choice that led to them; maps are empty for untrained arms."""
+    """Reduced inputs with the choice that led to them; maps are empty for untrained arms.
+
+    A selector that drops inside the language model gives full inputs: it works while `during` is
+    entered, and `late_lengths` are the rows' lengths in the layers after the drop.
+    """
 
     inputs: LanguageInputs
     images: list[ImageSelection]
     maps: list[dict[str, Tensor]]
     tensions: list[dict[str, float]]
+    late_lengths: list[int] | None = None
+    during: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     @property
     def sequence_lengths(self) -> list[int]:
@@ -71,24 +89,143 @@ def reduce_with_arm(
         return _pooled(model, features, kept=kept)
     if arm.how == "resize":
         return _resized(model, batch, features, kept=kept)
+    if arm.how in ("merge", "inside"):
+        from saccade.models.relevance.peer_reduce import reduce_with_peer  # builds on this module
+
+        return reduce_with_peer(model, features, arm=arm, kept=kept)
     scored = model.score(features, kept=kept) if arm.trained else None
+    if scored is not None and arm.plain == "trained":
+        moved_I = model.adapt(scored, kept, cells=grid.counts)
+        kept = kept if moved_I is None else [round(k) for k in moved_I.tolist()]
     if arm.how == "keep_all":
         keep_N = torch.ones(sum(grid.counts), dtype=torch.bool, device=model.device)
     else:
         scores_N = _scores(model, batch, features, scored, arm=arm, kept=kept, seed=seed)
+        scores_N = peers.with_set_step(scores_N, features, arm=arm, kept=kept)
         keep_N = top_k(scores_N.to(model.device), cells=grid.counts, kept=kept)
-    markers = model.markers
-    inputs = drop_tokens(features.inputs, keep_N, image_token=markers.image, pad_token=markers.pad)
-    chosen = [
-        ImageSelection(full=h * w, kept=int(keep_HW.sum()), grid=(h, w), keep_HW=keep_HW)
-        for keep_HW, (h, w) in zip(grid.split(keep_N), grid.sizes, strict=True)
-    ]
+    config = model.selector_config
+    if arm.name == "trained" and config.coarse != 0 and scored is not None:
+        inputs, chosen = _choose_detail(model, features, scored, kept=kept)
+    else:
+        early = arm.trained and config.placement != "features"
+        choose = _choose_early if early else _choose
+        inputs, chosen = choose(model, features, keep_N)
     return Reduced(
         inputs,
         chosen,
         maps=_maps(features, scored),
         tensions=scored.tensions() if scored is not None else [],
     )
+
+
+def _choose(
+    model: RelevanceModel, features: VisualFeatures, keep_N: Tensor
+) -> tuple[LanguageInputs, list[ImageSelection]]:
+    """Drop tokens of images that were encoded whole."""
+    grid, markers = features.grid, model.markers
+    inputs = drop_tokens(features.whole(), keep_N, image_token=markers.image, pad_token=markers.pad)
+    chosen = [
+        ImageSelection(
+            full=h * w, kept=int(keep_HW.sum()), grid=(h, w), keep_HW=keep_HW, encoded=(h * w,)
+        )
+        for keep_HW, (h, w) in zip(grid.split(keep_N), grid.sizes, strict=True)
+    ]
+    return inputs, chosen
+
+
+def _choose_detail(
+    model: RelevanceModel, features: VisualFeatures, scored: Scored, *, kept: list[int]
+) -> tuple[LanguageInputs, list[ImageSelection]]:
+    """Chosen cells as they are, pooled tokens for the rest (`detail.py`)."""
+    config, grid, markers = model.selector_config, features.grid, model.markers
+    if config.coarse == "tension":
+        shares = scored.tension_I3[:, 0].tolist()
+    else:
+        shares = [config.coarse] * len(kept)
+    plans = [
+        plan_detail(
+            scores_HW, kept=k, coarse_share=share, region=config.region,
+            max_per_region=config.max_per_region,
+        )
+        for scores_HW, k, share in zip(grid.split(scored.logits_N), kept, shares, strict=True)
+    ]  # fmt: skip
+    whole = features.whole()
+    image_BL = whole.input_ids_BS == markers.image
+    positions_3BL = whole.positions_3BS.float()
+    own_3N = positions_3BL[:, image_BL]
+    pooled = []
+    for plan, part_3N in zip(plans, own_3N.split(grid.counts, dim=1), strict=True):
+        placed_3N = part_3N.clone()
+        placed_3N[:, plan.first_N] = plan.pool(part_3N.T).T
+        pooled.append(placed_3N)
+    positions_3BL[:, image_BL] = torch.cat(pooled, dim=1)
+    assert whole.images is not None
+    images = whole.images.map(lambda i, rows: plans[i].pool(rows))
+    inputs = drop_tokens(
+        replace(whole, positions_3BS=positions_3BL), torch.cat([p.first_N for p in plans]),
+        image_token=markers.image, pad_token=markers.pad,
+    )  # fmt: skip
+    chosen = [
+        ImageSelection(
+            full=h * w, kept=plan.fine + plan.coarse, grid=(h, w),
+            keep_HW=plan.fine_N.reshape(h, w), encoded=(h * w,),
+        )
+        for plan, (h, w) in zip(plans, grid.sizes, strict=True)
+    ]  # fmt: skip
+    return replace(inputs, images=images), chosen
+
+
+def _choose_early(
+    model: RelevanceModel, features: VisualFeatures, keep_N: Tensor
+) -> tuple[LanguageInputs, list[ImageSelection]]:
+    """Encode the chosen cells alone; a preview stands in for the rest of its image."""
+    grid, markers, preview = features.grid, model.markers, features.preview
+    keeps = grid.split(keep_N)
+    context = [0] * len(keeps)
+    inputs, stay_N, before = features.inputs, keep_N, None
+    if preview is not None:
+        short = [not bool(keep_HW.all()) for keep_HW in keeps]
+        inputs = put_preview(model, features, inputs, short=short)
+        context = [n if s else 0 for n, s in zip(preview.counts, short, strict=True)]
+        stay_N = torch.cat(
+            [F.pad(k.flatten(), (n, 0), value=True) for k, n in zip(keeps, context, strict=True)]
+        )
+        before = preview.tokens.map(lambda i, rows: rows[: context[i]])
+    images = features.view.encode(keep_N)
+    inputs = drop_tokens(inputs, stay_N, image_token=markers.image, pad_token=markers.pad)
+    chosen = [
+        ImageSelection(
+            full=h * w, kept=int(keep_HW.sum()) + extra, grid=(h, w), keep_HW=keep_HW,
+            encoded=(seen, int(keep_HW.sum())) if seen else (int(keep_HW.sum()),),
+        )
+        for keep_HW, (h, w), extra, seen in zip(
+            keeps, grid.sizes, context, preview.counts if preview else context, strict=True
+        )
+    ]  # fmt: skip
+    return replace(inputs, images=images if before is None else images.after(before)), chosen
+
+
+def put_preview(
+    model: RelevanceModel, features: VisualFeatures, inputs: LanguageInputs, *, short: list[bool]
+) -> LanguageInputs:
+    """Insert the preview's tokens before the own tokens of every image where `short` is True."""
+    preview, grid, markers = features.preview, features.grid, model.markers
+    assert preview is not None and inputs.images is not None
+    own_3N = inputs.positions_3BS[:, inputs.input_ids_BS == markers.image]
+    positions = [
+        preview_positions(part_3N, size=size, small=small)[:, : None if wanted else 0]
+        for part_3N, size, small, wanted in zip(
+            own_3N.split(grid.counts, dim=1), grid.sizes, preview.sizes, short, strict=True
+        )
+    ]
+    counts = [part_3M.shape[1] for part_3M in positions]
+    blank = not inputs.images.deepstack and inputs.images.pooled[0].shape[1] == 0
+    extra = (
+        ImageTokens.blank(counts, device=model.device)
+        if blank
+        else preview.tokens.map(lambda i, rows: rows[: counts[i]])
+    )
+    return insert_tokens(inputs, extra, positions, image_token=markers.image, pad_token=markers.pad)
 
 
 def _scores(
@@ -102,24 +239,26 @@ def _scores(
     seed: int,
 ) -> Tensor:
     grid = features.grid
-    if arm.name == "random":
+    if arm.plain == "random":
         rows = features.sample_of_image_I.tolist()
         names = batch.get("sample_ids") or [str(row) for row in range(max(rows) + 1)]
         ids = [f"{names[row]}/{rows[:i].count(row)}" for i, row in enumerate(rows)]
         return baselines.random_scores(grid, seed=seed, image_ids=ids)
-    if arm.name == "grid":
+    if arm.plain == "grid":
         return baselines.grid_scores(grid, kept=kept)
-    if arm.name == "saliency":
+    if arm.plain == "saliency":
         return baselines.saliency_scores(features.textures)
+    if arm.plain in peers.SCORED_PEERS:
+        return peers.peer_scores(model, features, name=arm.plain, kept=kept)
     assert scored is not None
-    if arm.name == "trained":
+    if arm.plain == "trained":
         return scored.logits_N
-    if arm.name not in scored.maps:
+    if arm.plain not in scored.maps:
         raise InputError(
-            f"this selector was trained without the score {arm.name!r}"
+            f"this selector was trained without the score {arm.plain!r}"
             f"\n  fix: leave it out of eval.arms (it has {', '.join(scored.maps)})"
         )
-    return scored.maps[arm.name]
+    return scored.maps[arm.plain]
 
 
 def _maps(features: VisualFeatures, scored: Scored | None) -> list[dict[str, Tensor]]:
@@ -135,7 +274,7 @@ def _maps(features: VisualFeatures, scored: Scored | None) -> list[dict[str, Ten
 
 def _pooled(model: RelevanceModel, features: VisualFeatures, *, kept: list[int]) -> Reduced:
     """Average pooling: the first a x b placeholders of each image carry the pooled tokens."""
-    inputs, grid = features.inputs, features.grid
+    inputs, grid = features.whole(), features.grid
     assert inputs.images is not None
     targets = [lattice(h, w, kept=k) for (h, w), k in zip(grid.sizes, kept, strict=True)]
     keep_N = _first_cells(grid.counts, [a * b for a, b in targets], device=model.device)
@@ -157,7 +296,8 @@ def _pooled(model: RelevanceModel, features: VisualFeatures, *, kept: list[int])
     images = inputs.images.map(
         lambda i, rows: baselines.pool_rows(rows, size=grid.sizes[i], target=targets[i])
     )
-    return _replaced(replace(dropped, images=images), features, targets)
+    encoded = features.grid.counts
+    return _replaced(replace(dropped, images=images), features, targets, encoded=encoded)
 
 
 def _resized(
@@ -185,7 +325,7 @@ def _resized(
         attention_mask=short.attention_mask_BS,
     )
     inputs = replace(short, images=encoded.tokens, positions_3BS=positions_3BS)
-    return _replaced(inputs, features, targets)
+    return _replaced(inputs, features, targets, encoded=[a * b for a, b in targets])
 
 
 def _first_cells(cells: list[int], kept: list[int], *, device: torch.device) -> Tensor:
@@ -193,12 +333,14 @@ def _first_cells(cells: list[int], kept: list[int], *, device: torch.device) -> 
 
 
 def _replaced(
-    inputs: LanguageInputs, features: VisualFeatures, targets: list[tuple[int, int]]
+    inputs: LanguageInputs,
+    features: VisualFeatures,
+    targets: list[tuple[int, int]],
+    *,
+    encoded: list[int],
 ) -> Reduced:
     chosen = [
-        ImageSelection(full=cells, kept=a * b, grid=size, keep_HW=None)
-        for cells, size, (a, b) in zip(
-            features.grid.counts, features.grid.sizes, targets, strict=True
-        )
+        ImageSelection(full=h * w, kept=a * b, grid=(h, w), keep_HW=None, encoded=(seen,))
+        for (h, w), (a, b), seen in zip(features.grid.sizes, targets, encoded, strict=True)
     ]
     return Reduced(inputs, chosen, maps=[], tensions=[])

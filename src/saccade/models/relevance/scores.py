@@ -14,13 +14,13 @@ P probes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from saccade.models.relevance.grids import block_mean, box_mean, image_mean, standardise
-from saccade.models.relevance.textures import CHANNELS
 
 SCORE_NAMES = ("information", "salience", "participation")
 PREVIEW_SIDE = 4
@@ -32,10 +32,10 @@ class CellEncoder(nn.Module):
     What the balance knows of a cell; the scores read the frozen features themselves.
     """
 
-    def __init__(self, feature_width: int, *, width: int) -> None:
+    def __init__(self, feature_width: int, *, width: int, channels: int) -> None:
         super().__init__()
         self.features = nn.Linear(feature_width, width)
-        self.textures = nn.Linear(len(CHANNELS), width, bias=False)
+        self.textures = nn.Linear(channels, width, bias=False)
         self.around = nn.Linear(width, width, bias=False)
         self.out = nn.Linear(width, width)
 
@@ -86,43 +86,48 @@ class Information(nn.Module):
     Feature part: rate of a Gaussian code of the residual against the 4x4-block mean, mean over
     channels k of 1/2 log2(1 + r_k^2 / s^2), with a learned noise level s (the rate of reverse
     water-filling, Cover & Thomas 10.3.3). Pixel part: preview coding cost and entropy. It learns
-    no directions on purpose: a measure that can become a detector measures nothing.
+    no directions on purpose: a measure that can become a detector measures nothing. `pixel_maps`
+    may be empty: then the features alone are measured.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, pixels: bool = True) -> None:
         super().__init__()
         self.log_noise = nn.Parameter(torch.zeros(()))
-        self.mix = nn.Parameter(torch.tensor([1.0, 0.5, 0.5]))
+        # one part needs no mixing
+        self.mix = nn.Parameter(torch.tensor([1.0, 0.5, 0.5])) if pixels else None
 
     def forward(
-        self, features_IHWD: Tensor, *, bits_IHW: Tensor, entropy_IHW: Tensor, valid_IHW: Tensor
+        self, features_IHWD: Tensor, *, pixel_maps: Sequence[Tensor], valid_IHW: Tensor
     ) -> Tensor:
         residual = features_IHWD - block_mean(features_IHWD, valid_IHW, side=PREVIEW_SIDE)
         rate = 0.5 * torch.log2(1 + residual**2 * torch.exp(-2 * self.log_noise)).mean(-1)
-        parts = [standardise(part, valid_IHW) for part in (rate, bits_IHW, entropy_IHW)]
+        if self.mix is None:
+            return standardise(rate, valid_IHW)
+        parts = [standardise(part, valid_IHW) for part in (rate, *pixel_maps)]
         return standardise(sum_weighted(parts, self.mix), valid_IHW)
 
 
 class Salience(nn.Module):
     """How far a cell stands out: from its 5x5 surround, from its image, in colour, by rarity.
 
-    Distances are plain sums over feature channels; only their mixture is learned.
+    Distances are plain sums over feature channels; only their mixture is learned. `pixel_maps`
+    may be empty, as above.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, pixels: bool = True) -> None:
         super().__init__()
         self.log_unit = nn.Parameter(torch.zeros(()))
-        self.mix = nn.Parameter(torch.tensor([1.0, 1.0, 0.5, 1.0]))
+        self.mix = nn.Parameter(torch.tensor([1.0, 1.0, 0.5, 1.0] if pixels else [1.0, 1.0]))
 
     def forward(
-        self, features_IHWD: Tensor, *, saliency_IHW: Tensor, rarity_IHW: Tensor, valid_IHW: Tensor
+        self, features_IHWD: Tensor, *, pixel_maps: Sequence[Tensor], valid_IHW: Tensor
     ) -> Tensor:
         surround = features_IHWD - box_mean(features_IHWD, valid_IHW, radius=2)
         whole = features_IHWD - image_mean(features_IHWD, valid_IHW)[:, None, None]
         contrast = [
             torch.log1p((gap**2).mean(-1) * self.log_unit.exp()) for gap in (surround, whole)
         ]
-        parts = [standardise(part, valid_IHW) for part in (*contrast, saliency_IHW, rarity_IHW)]
+        parts = [standardise(part, valid_IHW) for part in (*contrast, *pixel_maps)]
         return standardise(sum_weighted(parts, self.mix), valid_IHW)
 
 

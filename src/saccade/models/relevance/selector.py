@@ -25,7 +25,7 @@ from saccade.models.relevance.scores import (
     QuestionEncoder,
     Salience,
 )
-from saccade.models.relevance.textures import Textures
+from saccade.models.relevance.textures import CHANNELS, COLORS, Textures
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Scored:
-    """Packed per-cell results; every map is [N]. `plain_N` is what imitates the teacher."""
+    """Packed per-cell results; every map is [N].
+
+    `plain_N` and `match_N` (participation by itself, scaled alike) are what imitates the teacher.
+    """
 
     logits_N: Tensor
     plain_N: Tensor
@@ -46,6 +49,7 @@ class Scored:
     weights: dict[str, Tensor]
     tension_I3: Tensor
     softness_I: Tensor
+    match_N: Tensor | None = None
 
     def tensions(self) -> list[dict[str, float]]:
         rows = self.tension_I3.detach().tolist()
@@ -59,18 +63,45 @@ class RelevanceSelector(nn.Module):
         super().__init__()
         self.names = tuple(name for name in SCORE_NAMES if name in config.scores)
         width = config.width
-        self.cells = CellEncoder(feature_width, width=width)
+        self.pixels = config.textures == "all"
+        self.channels = CHANNELS if self.pixels else COLORS
+        self.cells = CellEncoder(feature_width, width=width, channels=len(self.channels))
         self.question = QuestionEncoder(embedding_width, width=width, layers=config.question_layers)
         self.scores = nn.ModuleDict()
         if "information" in self.names:
-            self.scores["information"] = Information()
+            self.scores["information"] = Information(pixels=self.pixels)
         if "salience" in self.names:
-            self.scores["salience"] = Salience()
+            self.scores["salience"] = Salience(pixels=self.pixels)
         if "participation" in self.names:
             self.scores["participation"] = Participation(
                 feature_width, width=width, probes=config.heads
             )
-        self.balance = Balance(width, scores=len(self.names), learn_tensions=config.tensions)
+        by_answers = config.learning != "distill"
+        self.balance = Balance(
+            width,
+            scores=len(self.names),
+            learn_tensions=config.tensions and by_answers,
+            learn_weights=config.balance == "learned",
+        )
+        self._freeze_what_nothing_teaches(by_answers=by_answers)
+
+    def _freeze_what_nothing_teaches(self, *, by_answers: bool) -> None:
+        """Parts that no loss reaches keep their first values and count as not trained.
+
+        What imitates the teacher is the logit before the tensions, so imitation alone teaches
+        nothing behind it; the question's summary only serves weights and tensions.
+        """
+        weighs = self.balance.weigh is not None
+        summarises = weighs or self.balance.tensions is not None
+        taught = {
+            self.balance.code: by_answers,
+            self.cells: by_answers or weighs,
+            self.question: summarises or "participation" in self.names,
+            self.question.summary: summarises,
+        }
+        for part, learns in taught.items():
+            if not learns:
+                part.requires_grad_(False)
 
     def forward(
         self,
@@ -92,7 +123,8 @@ class RelevanceSelector(nn.Module):
         # channels differ in scale by orders of magnitude; the norm has nothing to learn
         normed_ND = nn.functional.layer_norm(features_ND.to(dtype), features_ND.shape[-1:])
         features = grid.pad(normed_ND)
-        cells = self.cells(features, grid.pad(textures.channels_NC.to(dtype)), valid)
+        seen_NC = textures.channels_NC[:, : len(self.channels)].to(dtype)
+        cells = self.cells(features, grid.pad(seen_NC), valid)
         states_BTW, summary_BW = self.question(
             question.embeddings_BTD.to(dtype), question.present_BT
         )
@@ -112,6 +144,10 @@ class RelevanceSelector(nn.Module):
             share_I=share_I.to(dtype),
             valid_IHW=valid,
         )
+        match_N = None
+        if "participation" in self.names:
+            match_IHW = maps_IHWK[..., self.names.index("participation")]
+            match_N = grid.pack(match_IHW) * self.balance.log_scale.exp()
         maps_NK, weights_NK = grid.pack(maps_IHWK), grid.pack(balanced.weight_IHWK)
         return Scored(
             logits_N=grid.pack(balanced.logit_IHW),
@@ -120,6 +156,7 @@ class RelevanceSelector(nn.Module):
             weights={name: weights_NK[:, k] for k, name in enumerate(self.names)},
             tension_I3=balanced.tension_I3,
             softness_I=balanced.softness_I,
+            match_N=match_N,
         )
 
     def _score(
@@ -136,9 +173,9 @@ class RelevanceSelector(nn.Module):
 
         score, valid = self.scores[name], grid.valid_IHW
         if name == "information":
-            bits, entropy = plane(textures.bits_N), plane(textures.channel("entropy"))
-            return score(features, bits_IHW=bits, entropy_IHW=entropy, valid_IHW=valid)
+            found = (textures.bits_N, textures.channel("entropy")) if self.pixels else ()
+            return score(features, pixel_maps=[plane(one) for one in found], valid_IHW=valid)
         if name == "salience":
-            saliency, rarity = plane(textures.channel("saliency")), plane(textures.rarity_N)
-            return score(features, saliency_IHW=saliency, rarity_IHW=rarity, valid_IHW=valid)
+            found = (textures.channel("saliency"), textures.rarity_N) if self.pixels else ()
+            return score(features, pixel_maps=[plane(one) for one in found], valid_IHW=valid)
         return score(features, states_ITW=states_ITW, present_IT=present_IT, valid_IHW=valid)

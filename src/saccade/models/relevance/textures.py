@@ -11,6 +11,7 @@ Shapes: N cells of all images, P patch pixels, I images, H x W pixels or cells.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ CHANNELS = (
     "red", "green", "blue", "lightness", "green_red", "sobel_x", "sobel_y", "gradient",
     "y", "x", "eccentricity", "saliency", "entropy",
 )  # fmt: skip
+COLORS = CHANNELS[:3]
 ENTROPY_BINS = 32
 QUANTUM = 4 / 255
 """Residual step that counts as one level when coding a cell against its preview."""
@@ -55,6 +57,10 @@ class Textures:
     bits_N: Tensor
     rarity_N: Tensor
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Textures:
+        """Apply `change` to every field (all are per cell)."""
+        return Textures(change(self.channels_NC), change(self.bits_N), change(self.rarity_N))
+
     def channel(self, name: str) -> Tensor:
         return self.channels_NC[:, CHANNELS.index(name)]
 
@@ -81,6 +87,24 @@ def patchify(image_3HW: Tensor, layout: PatchLayout) -> Tensor:
     blocks = blocks.permute(1, 4, 2, 5, 0, 3, 6)
     frames = blocks[..., None, :, :].expand(*blocks.shape[:5], layout.temporal, p, p)
     return frames.reshape(-1, 3 * layout.temporal * p * p)
+
+
+def shrink_pixels(
+    pixels_ND: Tensor,
+    *,
+    grid_thw: tuple[int, int, int],
+    target: tuple[int, int],
+    layout: PatchLayout,
+) -> tuple[Tensor, tuple[int, int, int]]:
+    """The image at `target` = (rows, columns) of cells, antialiased bicubic, as patch rows."""
+    image_3HW = unpatchify(pixels_ND.float(), grid_thw, layout)
+    size = (target[0] * layout.cell_px, target[1] * layout.cell_px)
+    small = F.interpolate(
+        image_3HW[None], size=size, mode="bicubic", antialias=True, align_corners=False
+    )[0]
+    low, high = image_3HW.amin(), image_3HW.amax()  # bicubic overshoots; pixels cannot
+    thw = (1, target[0] * layout.merge, target[1] * layout.merge)
+    return patchify(small.clamp(low, high), layout), thw
 
 
 @torch.no_grad()
