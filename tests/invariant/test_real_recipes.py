@@ -1,7 +1,7 @@
 """Every shipped recipe keeps the promises of the loop: exact resume, and one loss however cut.
 
-A recipe inherits these tests by standing in `RECIPES`. The smoke twins run on a random base, in
-forks that are really killed.
+A recipe inherits these tests by standing in `RECIPES`, with overrides behind it where it has
+several ways to learn. The smoke twins run on a random base, in forks that are really killed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from saccade.training.events import read_events, step_series
 from saccade.training.run import train
 from tests.tiny_models import random_backbone
 
-RECIPES = ("smoke/relevance", "smoke/tiny-base", "smoke/tiny-base-vision")
+RECIPES = (
+    "smoke/relevance",
+    "smoke/relevance selector.learning=noise",
+    "smoke/relevance selector.learning=distill",
+    "smoke/gated",
+    "smoke/tiny-base",
+    "smoke/tiny-base-vision",
+)
 COMMON = (
     "training.threads=1",
     "training.eval_samples=4",
@@ -45,7 +52,8 @@ def start(
 ) -> ForkedRun:
     def train_recipe(where: Path, more: Sequence[str]) -> Any:
         place = (f"run.root={where.parent}", f"run.name={where.name}", f"model.name={base}")
-        return train(resolve(recipe, overrides=[*COMMON, *place, *more]))
+        name, *own = recipe.split()
+        return train(resolve(name, overrides=[*COMMON, *own, *place, *more]))
 
     log = folder.parent / f"{folder.name}-{(env or {}).get('RANK', '0')}.log"
     return ForkedRun(folder, overrides, env=env, log=log, train=train_recipe)

@@ -71,7 +71,7 @@ class OneSample:
 
 def test_an_evaluation_counts_its_samples_and_stops_between_two() -> None:
     stop, reads = StopRequest(), []
-    source = StoppableSource(OneSample(), stop=stop, on_read=lambda: reads.append(1))
+    source = StoppableSource(OneSample(), stop=stop.__bool__, on_read=lambda: reads.append(1))
     assert source[1].id == "1"
     assert len(source) == 3
     assert source.groups() == [[0, 1, 2]]

@@ -95,6 +95,8 @@ class Boundary:
         self.eval_source = eval_source
         self.evaluate_with = evaluate
         self.evaluates = evaluates
+        self.agree: Callable[[bool], bool] = bool
+        """Whether a request to stop counts; several processes that evaluate together decide it."""
         self.last_good: Path | None = None
         self.saved_step = 0
 
@@ -142,7 +144,9 @@ class Boundary:
         progress = self.watchers.progress
         source = self.eval_source()
         progress.begin("evaluating", total=min(self.training.eval_samples, len(source)))
-        watched = StoppableSource(source, stop=self.stop, on_read=progress.advance)
+        watched = StoppableSource(
+            source, stop=lambda: self.agree(bool(self.stop)), on_read=progress.advance
+        )
         try:
             with untouched_randomness():
                 metrics = self.evaluate_with(watched)

@@ -24,7 +24,10 @@ VERSION = 1
 FIELDS: dict[str, tuple[str, ...]] = {
     "run_start": ("recipe", "steps", "world_size", "threads", "device"),
     "resume": ("step", "checkpoint", "changed"),
-    "plan": ("samples", "samples_per_step", "trainable_parameters", "parameters", "groups"),
+    "plan": (
+        "samples", "samples_per_step", "trainable_parameters", "parameters", "groups", "tokens",
+        "memory",
+    ),
     "step": (
         "step", "loss", "metrics", "learning_rate", "grad_norm", "samples_per_s", "tokens_per_s",
         "sample_ids",

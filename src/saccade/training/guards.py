@@ -74,7 +74,7 @@ class StoppableSource:
     """
 
     def __init__(
-        self, source: SampleSource, *, stop: StopRequest, on_read: Callable[[], None]
+        self, source: SampleSource, *, stop: Callable[[], bool], on_read: Callable[[], None]
     ) -> None:
         self.source = source
         self.stop = stop
@@ -84,7 +84,7 @@ class StoppableSource:
         return len(self.source)
 
     def __getitem__(self, position: int, /) -> Sample:
-        if self.stop:
+        if self.stop():
             raise EvaluationStopped
         self.on_read()
         return self.source[position]

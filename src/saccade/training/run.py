@@ -40,6 +40,7 @@ from saccade.training.tracking import NullSink, open_sink
 
 if TYPE_CHECKING:
     from saccade.training.callbacks import Boundary, Watchers
+    from saccade.training.memory_plan import Plan
     from saccade.training.trainers import Recipe, SaccadeTrainer
 
 RECIPES = {
@@ -80,6 +81,22 @@ def load_recipe(config: Config) -> Recipe:
     """Import and build the recipe a configuration names."""
     module, _, name = RECIPES[config.recipe].partition(":")
     return getattr(importlib.import_module(module), name)(config)
+
+
+def plan_training(resolved: Resolved) -> tuple[dict[str, Any], list[str]]:
+    """Count tokens and measure memory as `train` would, and train nothing; writes no file.
+
+    Returns the plan as values and as lines for people.
+    """
+    import torch
+
+    from saccade.training.memory_plan import make_plan
+
+    config, process = resolved.config, Process.current()
+    torch.set_num_threads(choose_threads(config.training.threads, earlier=None))
+    recipe = load_recipe(config)
+    plan = make_plan(recipe, recipe.train_source(), config=config, world_size=process.world_size)
+    return plan.as_dict(), plan.lines(batch_size=config.training.batch_size)
 
 
 def run_training(
@@ -168,9 +185,10 @@ class _Job:
         recipe = self.make_recipe(self.config)
         source = recipe.train_source()
         self._record_origin(source, threads=threads)
+        plan = self._plan(recipe, source, watchers)
         trainer = self._trainer(recipe, source, watchers)
         checkpoint = trainer.chosen_by_first(checkpoint)
-        self._announce(trainer, watchers, threads=threads, checkpoint=checkpoint)
+        self._announce(trainer, watchers, plan=plan, threads=threads, checkpoint=checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return self._finish(trainer, watchers)
 
@@ -210,6 +228,15 @@ class _Job:
                 "\n  fix: restore the data, or start another run with run.name=NAME"
             )
 
+    def _plan(self, recipe: Recipe, source: SampleSource, watchers: Watchers) -> Plan | None:
+        """Count and measure on the first process, before the base may be shared out."""
+        from saccade.training.memory_plan import make_plan
+
+        if self.process.rank:
+            return None
+        watchers.progress.begin("planning")
+        return make_plan(recipe, source, config=self.config, world_size=self.process.world_size)
+
     def _trainer(self, recipe: Recipe, source: SampleSource, watchers: Watchers) -> SaccadeTrainer:
         from saccade.training.callbacks import Boundary
         from saccade.training.trainers import SaccadeTrainer
@@ -222,7 +249,7 @@ class _Job:
             stop=self.stop,
             eval_source=lambda: self.open_eval(self.config.data.eval),
             evaluate=lambda source: recipe.evaluate(source, limit=limit),
-            evaluates=self.process.rank == 0,
+            evaluates=self.process.rank == 0 or self.config.training.parallel == "fsdp",
         )
         return SaccadeTrainer(
             recipe, config=self.config, source=source, run=self.run, boundary=boundary
@@ -233,6 +260,7 @@ class _Job:
         trainer: SaccadeTrainer,
         watchers: Watchers,
         *,
+        plan: Plan | None,
         threads: int,
         checkpoint: Path | None,
     ) -> None:
@@ -258,19 +286,22 @@ class _Job:
             trainable_parameters=trained,
             parameters=_size(parameters),
             groups=groups,
+            **(plan.as_dict() if plan else {}),
         )
         watchers.say(
             f"{self.config.recipe} -> {self.run.path}: {steps} steps x"
             f" {trainer.share.samples_per_step} of {len(trainer.source)} samples,"
             f" {trained:,} trainable parameters, {trainer.args.device}, {threads} CPU thread(s)"
         )
+        for line in plan.lines(batch_size=self.config.training.batch_size) if plan else ():
+            watchers.say(line)
 
     def _finish(self, trainer: SaccadeTrainer, watchers: Watchers) -> dict[str, Any]:
         """Evaluate, export, and write DONE last."""
+        step, boundary = self.config.training.steps, trainer.boundary
+        measured = self._final_evaluation(boundary, step=step) if boundary.evaluates else {}
         if self.process.rank:
             return {}
-        step, boundary = self.config.training.steps, trainer.boundary
-        measured = self._final_evaluation(boundary, step=step)
         losses = step_series(read_events(self.run.events_file))
         metrics = {"loss": losses[-1]["loss"], **measured}
         watchers.progress.begin("exporting")

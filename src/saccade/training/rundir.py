@@ -29,7 +29,8 @@ FREE_KEYS = (
     "run.name", "run.root", "model.device", "data.eval", "eval", "tracking", "tiny_base.export",
     "training.save_every", "training.keep_checkpoints", "training.eval_every",
     "training.eval_samples", "training.log_every", "training.workers", "training.threads",
-    "training.batch_size", "training.accumulation",
+    "training.batch_size", "training.accumulation", "training.parallel",
+    "training.gradient_checkpointing", "selector.feature_cache", "selector.feature_cache_gb",
 )  # fmt: skip
 """Keys (and sections) that may change when a run continues: they do not move the weights.
 

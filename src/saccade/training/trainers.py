@@ -48,6 +48,7 @@ from saccade.training.gradients import GradientMonitor
 from saccade.training.guards import check_finite
 from saccade.training.optimizers import make_optimizer, make_schedule
 from saccade.training.rundir import RunDir
+from saccade.training.sharding import average_gradients, shard_frozen, spread_from_first
 
 
 class Recipe(Protocol):
@@ -103,6 +104,10 @@ class LossModule(nn.Module):
         """Loss with its graph, metrics without theirs."""
         parts = self._recipe.loss(batch, step=step, denominator=denominator)
         return {name: value if name == "loss" else value.detach() for name, value in parts.items()}
+
+    def evaluate(self, source: SampleSource, *, limit: int) -> dict[str, float]:
+        """The recipe's evaluation, through this module so that a sharded base is gathered."""
+        return self._recipe.evaluate(source, limit=limit)
 
 
 @dataclass(frozen=True)
@@ -175,11 +180,14 @@ class SaccadeTrainer(Trainer):
         boundary: Boundary,
     ) -> None:
         device = next(recipe.model.parameters()).device
-        super().__init__(
-            model=LossModule(recipe),
-            args=training_arguments(config, folder=run.path, device=device),
-            data_collator=recipe.collate,
-        )
+        module = LossModule(recipe)
+        arguments = training_arguments(config, folder=run.path, device=device)
+        self.sharded = config.training.parallel == "fsdp" and arguments.world_size > 1
+        if self.sharded:
+            shard_frozen(module, device=arguments.device, methods=["evaluate"])
+            # the Trainer's name for: placed and reduced by somebody else, so do not wrap it in DDP
+            module.is_distributed_loading_by_transformers = True  # type: ignore[assignment]
+        super().__init__(model=module, args=arguments, data_collator=recipe.collate)
         self.remove_callback(PrinterCallback)
         self.recipe, self.config, self.run, self.boundary = recipe, config, run, boundary
         self.source = source
@@ -190,6 +198,11 @@ class SaccadeTrainer(Trainer):
             world_size=self.args.world_size,
             rank=self.args.process_index,
         )
+        if self.sharded:
+            limit = config.training.eval_samples
+            # every process holds a part of the base: all evaluate the same samples, in step
+            boundary.evaluate_with = lambda source: module.evaluate(source, limit=limit)
+            boundary.agree = self.agree
         self._clock = time.perf_counter()
         self._micro: list[MicroBatch] = []
         self._parts: dict[str, Tensor] = {}
@@ -254,6 +267,8 @@ class SaccadeTrainer(Trainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         step = self.state.global_step + 1
+        if self.sharded:
+            average_gradients(model.parameters())
         self.monitor.before_update(step=step)
         norm: Any = super()._clip_grad_norm(model)
         self._totals = Totals.of(self._gather(self._own_part()))
@@ -390,6 +405,10 @@ class SaccadeTrainer(Trainer):
         return prepared
 
     # processes -------------------------------------------------------------------------------
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        # the Trainer's own version also averages gradients, by an operation gloo does not have
+        spread_from_first(model.parameters())
 
     def agree(self, flag: bool) -> bool:
         """True everywhere when it is true anywhere."""

@@ -2,9 +2,9 @@
 
 In go samples; out comes a selector of a few megabytes. First the selector imitates where the base
 itself looks (distillation, no answer needed); then the answers' own loss reaches it through the
-attention gate with the hard choice in the forward pass. Every step draws its budget from
-`selector.keep_curriculum` by (seed, step), so one selector serves many budgets and a resumed run
-draws the same ones. Left out: training the base.
+attention gate with the hard choice in the forward pass, or by another arm of `selector.learning`.
+Every step draws its budget from `selector.keep_curriculum` by (seed, step), so one selector serves
+many budgets and a resumed run draws the same ones. Left out: training the base.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ from saccade.data.chat import IGNORE_INDEX, ChatRenderer
 from saccade.data.samples import Sample
 from saccade.data.sources import SampleSource, open_source
 from saccade.models.backbone import load_backbone, pick_device
+from saccade.models.recompute import recomputed_layers
+from saccade.models.relevance.feature_cache import FeatureCache, TensorStore
+from saccade.models.relevance.grids import CellGrid
+from saccade.models.relevance.learning import Noise, noisy_answer_loss
 from saccade.models.relevance.model import Gated, RelevanceModel
+from saccade.models.relevance.multiply import hardness_at, multiplied_answer_loss
 from saccade.scoring.accuracy import accuracy_by_kind
 from saccade.training.rundir import RunDir
 
@@ -40,6 +45,7 @@ class RelevanceRecipe:
             )
         backbone = load_backbone(config.model, device=pick_device(config.model))
         self.model = RelevanceModel(backbone, config.selector, seed=config.run.seed)
+        self.model.feature_cache = _open_cache(config, self.model)
         self.renderer = ChatRenderer(
             backbone.processor,
             min_pixels=config.model.min_pixels,
@@ -52,6 +58,18 @@ class RelevanceRecipe:
     def collate(self, samples: list[Sample]) -> dict[str, Any]:
         return self.renderer.batch(samples, with_answer=True)
 
+    def phases(self) -> list[int]:
+        """A step of each kind of training there is, for measuring what it needs."""
+        first, last = self.config.selector.distill_steps, self.config.training.steps - 1
+        return [0] if not 0 < first <= last else [0, first]
+
+    def kept_tokens(self, grid_I3: Tensor) -> tuple[int, int]:
+        """Fewest and most visual tokens kept of these images, over the budgets trained for."""
+        grid = CellGrid.of(grid_I3, merge=self.model.layout.merge)
+        shares = self.config.selector.keep_curriculum
+        totals = [sum(self.model.budgets(grid, share)) for share in shares]
+        return min(totals), max(totals)
+
     def keep_at(self, step: int) -> float:
         """Budget of a step: a pure function of (seed, step)."""
         shares = self.config.selector.keep_curriculum
@@ -61,12 +79,25 @@ class RelevanceRecipe:
     def loss(self, batch: dict[str, Any], *, step: int, denominator: Tensor) -> dict[str, Tensor]:
         features = self.model.encode(batch)
         keep = self.keep_at(step)
-        if step < self.config.selector.distill_steps:
+        learning = self.config.selector.learning
+        if learning == "distill" or step < self.config.selector.distill_steps:
             imitation = self.model.imitation_loss(features, denominator=denominator, keep=keep)
             weight = self.config.selector.distill_weight
             share = (batch["labels"][:, 1:] != IGNORE_INDEX).sum() / denominator
             return {"loss": weight * imitation, "imitation": imitation.detach() / share}
-        answer, gated = self.model.answer_loss(features, keep=keep, denominator=denominator)
+        with recomputed_layers(self.model.base, on=self.config.training.gradient_checkpointing):
+            if learning == "noise":
+                noise = Noise.at(self.config, step=step, sample_ids=batch["sample_ids"])
+                answer, gated = noisy_answer_loss(
+                    self.model, features, keep=keep, denominator=denominator, noise=noise
+                )
+            elif learning == "multiply":
+                hardness = hardness_at(self.config, step=step)
+                answer, gated = multiplied_answer_loss(
+                    self.model, features, keep=keep, denominator=denominator, hardness=hardness
+                )
+            else:
+                answer, gated = self.model.answer_loss(features, keep=keep, denominator=denominator)
         return {
             "loss": answer.total,
             "token_accuracy": answer.token_accuracy,
@@ -74,7 +105,7 @@ class RelevanceRecipe:
             **_observations(gated),
         }
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: FSDP2 keeps its gathered weights for the next step
     def evaluate(self, source: SampleSource, *, limit: int) -> dict[str, float]:
         """Exact-match accuracy of generated answers at the configured budget, per kind."""
         self.model.eval()
@@ -104,6 +135,21 @@ class RelevanceRecipe:
     def finish(self, run: RunDir) -> None:
         self.model.eval()
         self.model.save_pretrained(run.path / "model")
+
+
+def _open_cache(config: Config, model: RelevanceModel) -> FeatureCache | None:
+    """The cache of visual features the configuration asks for."""
+    selector = config.selector
+    if selector.feature_cache is None:
+        return None
+    if config.training.parallel == "fsdp":
+        raise InputError(
+            "selector.feature_cache with training.parallel=fsdp: a sharded tower must run on every"
+            " process or on none, and a cache decides that image by image"
+            "\n  fix: use training.parallel=ddp, or leave selector.feature_cache out"
+        )
+    store = TensorStore(selector.feature_cache, max_bytes=int(selector.feature_cache_gb * 1e9))
+    return FeatureCache(store, base=model.base, layout=model.layout)
 
 
 def _observations(gated: Gated) -> dict[str, Tensor]:
