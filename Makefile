@@ -71,7 +71,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt $(VENV)/.torch
 	@echo "Installing saccade and its development tools into $(VENV) ..."
-	@$(PIP) -e '.[train,dev]'
+	@$(PIP) -e '.[train,rl,dev]'
 	@touch $@ $(VENV)/.installed
 
 clean:  ## remove caches and build products; runs and the environment stay

@@ -31,6 +31,7 @@ def prediction(number: int, *, correct: bool, arm: str = "grid", kept: int = 64)
         answer_cells_kept=0.5,
         arm=arm,
         keep=0.25,
+        encoded=(kept if arm == "resize" else 256,),
     )
 
 

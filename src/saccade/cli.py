@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from saccade import cli_ablate, cli_app, cli_eval, cli_merge
 from saccade import cli_output as out
 from saccade.config.errors import InputError, OutsideError, Preempted, SaccadeError
 
@@ -135,6 +136,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show the resolved values and their sources.")
     ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only show tokens, memory and the largest batch.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train or resume; without a recipe, `relevance` on the tiny base and generated scenes.
@@ -145,6 +149,7 @@ def train(
     - `saccade train relevance training.steps=400 run.name=longer`
     - `saccade train model=qwen3-vl-2b data=scenes-32px training.batch_size=4`
     - `saccade train --config my.yaml data.train.type=folder data.train.path=photos`
+    - `saccade train training.batch_size=64 --plan`
     """
     from saccade.cli_inputs import export_dotenv, resolve_words
 
@@ -153,6 +158,12 @@ def train(
         _show_config(resolved, as_json=as_json)
         return
     export_dotenv()
+    if plan:
+        from saccade.training.run import plan_training
+
+        values, lines = plan_training(resolved)
+        out.write_json(values) if as_json else typer.echo("\n".join(lines))
+        return
     from saccade.training.run import train as work
 
     metrics = work(resolved, console=out.stderr())
@@ -160,65 +171,43 @@ def train(
         out.write_json(metrics) if as_json else out.metrics_table(metrics)
 
 
-@app.command("eval")
-def evaluate(
-    run: Run,
-    overrides: Overrides = None,
-    limit: Limit = None,
-    arm: Annotated[
-        str, typer.Option("--arm", help="Selector to use: trained, full, random, grid, ...")
-    ] = "trained",
-    checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", help="Score this checkpoint instead.")
-    ] = None,
-    rejudge: Annotated[
-        bool, typer.Option("--rejudge", help="Judge the kept predictions again; loads no model.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Score a run on its held-out samples; every prediction is kept.
-
-    Examples:
-
-    - `saccade eval relevance`
-    - `saccade eval relevance selector.keep=0.1 --limit 100`
-    - `saccade eval runs/relevance --rejudge --json`
-    """
-    from saccade.cli_inputs import export_dotenv, open_run
-
-    export_dotenv()
-    opened = open_run(run, overrides or [])
-    from saccade.evaluation import run as worker
-
-    if rejudge:
-        result = worker.rejudge(opened)
-    else:
-        keep = opened.config().selector.keep if overrides else None
-        with out.progress_bar() as progress:
-            result = worker.evaluate_run(
-                opened, limit=limit, arm=arm, keep=keep, checkpoint=checkpoint, progress=progress
-            )
-    if as_json:
-        out.write_json(result)
-    else:
-        from saccade.evaluation.table import evaluation_table
-
-        out.render(evaluation_table(result))
+cli_eval.register(app)
 
 
 @app.command()
-def compare(run: Run, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def compare(
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="Run directory or name; with --all, a recipe."),
+    ] = "relevance",
+    overrides: Overrides = None,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Train what is missing and compare everything in one table."),
+    ] = False,
+    seeds: Annotated[
+        str, typer.Option("--seeds", help="With --all: training seeds, as `0,1,2`.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
     """Measure the trained selector and every baseline at equal numbers of visual tokens.
 
-    Writes comparison.json and figures/comparison.png into the run. Examples:
+    Writes comparison.json and figures/comparison.png into the run. With --all: every selector,
+    placement and budget over training seeds, into runs/compare-RECIPE. Examples:
 
     - `saccade compare relevance`
+    - `saccade compare --all --seeds 0,1,2`
     - `saccade compare relevance eval.samples=100 "eval.keep=[0.25,0.1]"`
     - `saccade compare relevance "eval.arms=[trained,resize,random]" --json`
     """
     from saccade.cli_inputs import export_dotenv, open_run
 
     export_dotenv()
+    if everything:
+        from saccade.cli_ablate import compare_everything
+
+        compare_everything(run, overrides or [], seeds=seeds, as_json=as_json)
+        return
     opened = open_run(run, overrides or [])
     from saccade.evaluation.compare import compare_run
 
@@ -243,6 +232,12 @@ def look(
         typer.Option("--run", help="Run that looks: path or name; default: `relevance`, if there."),
     ] = None,
     arm: Annotated[str, typer.Option("--arm", help="Selector: trained, grid, ...")] = "trained",
+    versus: Annotated[
+        str | None, typer.Option("--versus", help="Second question: show what it changes.")
+    ] = None,
+    textures: Annotated[
+        bool, typer.Option("--textures", help="Draw all 13 texture channels, too.")
+    ] = False,
     output: Annotated[Path, typer.Option("--out", help="The PNG to write.")] = Path("look.png"),
     as_json: AsJson = False,
 ) -> None:
@@ -251,6 +246,7 @@ def look(
     Examples:
 
     - `saccade look photo.jpg "What colour is the car?"`
+    - `saccade look photo.jpg "Where is the cat?" --versus "Where is the dog?" --textures`
     - `saccade look scan.png "Which word?" --run runs/longer selector.keep=0.05 --out seen.png`
     """
     from saccade.cli_inputs import export_dotenv, looking_run
@@ -260,7 +256,10 @@ def look(
     from saccade.microscope.look import look as work
 
     keep = config.selector.keep
-    result = work(image, question, run=opened, config=config, keep=keep, arm=arm, out=output)
+    result = work(
+        image, question, run=opened, config=config, keep=keep, arm=arm, versus=versus,
+        textures=textures, out=output,
+    )  # fmt: skip
     out.write_json(result) if as_json else out.look_table(result)
 
 
@@ -278,6 +277,13 @@ def report(run: Run, as_json: AsJson = False) -> None:
     with out.progress_bar() as progress:
         path = write_report(opened, progress=progress)
     out.write_json({"report": str(path)}) if as_json else typer.echo(path)
+
+
+cli_ablate.register(app)
+
+
+app.command("app")(cli_app.open_app)
+app.command("merge")(cli_merge.merge)
 
 
 @data_app.command("check")

@@ -104,7 +104,8 @@ def samples_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def look_table(result: Mapping[str, Any]) -> None:
     """Write what a look found, nested values spread; warnings and the picture's path after it."""
-    shown = {name: value for name, value in result.items() if name not in ("warnings", "panel")}
+    hidden = ("warnings", "panel", "decay")  # a curve reads better in the app and as JSON
+    shown = {name: value for name, value in result.items() if name not in hidden}
     table(["what", "found"], list(_spread(shown)))
     for warning in result.get("warnings", []):
         show_note(f"note: {warning}")

@@ -12,7 +12,7 @@ from saccade_cli import saccade
 
 HEAVY = {"torch", "transformers", "numpy", "matplotlib", "hydra", "datasets", "wandb"}
 VERBS = (
-    "train", "eval", "compare", "look", "report", "doctor",
+    "train", "eval", "compare", "look", "report", "ablate", "doctor",
     "data check", "data show", "config show", "config schema", "config keys",
 )  # fmt: skip
 

@@ -30,6 +30,7 @@ from saccade.evaluation.load import (
     Progress,
     arms_of,
     base_config,
+    describe_arm,
     load_run,
     model_fingerprint,
     no_progress,
@@ -83,17 +84,16 @@ def read_comparison(run: RunDir) -> dict[str, Any] | None:
 
 def check_arms(names: Sequence[str], *, available: Sequence[str]) -> list[str]:
     """The named selectors in the given order; known ones that this run lacks drop out."""
-    from saccade.models.relevance.baselines import ARMS
+    from saccade.models.relevance.baselines import find_arm
 
-    unknown = [name for name in names if name not in ARMS]
-    if unknown:
-        raise InputError(
-            f"eval.arms: unknown selector {unknown[0]!r}\n  fix: choose from {', '.join(ARMS)}"
-        )
-    lacking = [name for name in names if name not in available]
+    try:
+        plain = {name: find_arm(name).plain for name in names}
+    except InputError as error:
+        raise InputError(f"eval.arms: {error}") from error
+    lacking = [name for name in names if plain[name] not in available]
     if lacking:
         log.warning("not compared, this run has not trained them: %s", ", ".join(lacking))
-    found = [name for name in names if name in available]
+    found = [name for name in names if plain[name] in available]
     if not found:
         raise InputError(
             f"eval.arms: this run has none of {', '.join(names)}"
@@ -114,7 +114,7 @@ class Comparison:
         arms: Sequence[str] | None,
         progress: Progress,
     ) -> None:
-        from saccade.models.relevance.baselines import ARMS
+        from saccade.models.relevance.baselines import find_arm
 
         self.run = run
         self.config: Config = run.config()
@@ -124,7 +124,7 @@ class Comparison:
         self.cells = plan_cells(
             self.arms,
             self.budgets,
-            random_arms=[name for name, info in ARMS.items() if info.random],
+            random_arms=[name for name in self.arms if find_arm(name).random],
             seeds=self.config.eval.seeds,
         )
         self.source: SampleSource = open_source(self.config.data.eval)
@@ -143,6 +143,7 @@ class Comparison:
             "pixels": limits,
             "selector": self.config.selector.model_dump(mode="json"),
             "max_new_tokens": self.config.eval.max_new_tokens,
+            "metric": self.config.eval.metric,
         }
 
     @property
@@ -237,8 +238,6 @@ class Comparison:
 
     def result(self, cells: Sequence[Cell], costs: Measured) -> dict[str, Any]:
         """Summarise the stored answers of this comparison's samples."""
-        from saccade.models.relevance.baselines import ARMS
-
         answers = {
             cell: [a for i, a in self.store.answers(cell).items() if i in self.ids]
             for cell in cells
@@ -263,7 +262,7 @@ class Comparison:
             **comparison_rows(
                 list(grouped.values()),
                 answers,
-                arms={name: ARMS[name] for name in self.arms},
+                arms={name: describe_arm(name, self.config) for name in self.arms},
                 config=base_config(self.run),
                 costs=costs,
             ),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many samples are done, and how many there are."""
 
-UNTRAINED_ARMS = ("full", "random", "grid", "pool", "resize", "saliency")
+UNTRAINED_ARMS = (
+    "full", "random", "grid", "pool", "resize", "saliency",
+    "vision_attention", "vision_attention_drop", "early_attention", "max_min_diversity", "dpp",
+    "scope",
+)  # fmt: skip
 """Selectors that exist without a trained selector."""
 
 
@@ -101,13 +105,22 @@ class LoadedRun:
         """Like `answer`, with the model's `Reduced` (kept cells, maps, tensions) beside it."""
         import torch
 
-        longest = self.config.eval.max_new_tokens
         with torch.inference_mode():
             if not sum(batch.images_of):
                 return None, self._answer_text(batch, arm=arm, keep=keep)
             reduced = self.model.reduce(
                 batch.tensors, arm=arm, keep=keep, seed=seed, features=features
             )
+        return reduced, self.answer_reduced(batch, reduced, arm=arm, keep=keep)
+
+    def answer_reduced(
+        self, batch: Batch, reduced: Any, *, arm: str, keep: Budget | None
+    ) -> list[Prediction]:
+        """Answer from what `reduce` left, and judge."""
+        import torch
+
+        longest = self.config.eval.max_new_tokens
+        with torch.inference_mode():
             new_BT = self.model.generate_reduced(reduced, max_new_tokens=longest)
         predictions, start = [], 0
         for row, text in enumerate(self.renderer.decode(new_BT)):
@@ -121,9 +134,11 @@ class LoadedRun:
                     tokens=reduced.sequence_lengths[row],
                     arm=arm,
                     keep=keep,
+                    late_tokens=reduced.late_lengths[row] if reduced.late_lengths else None,
+                    metric=self.config.eval.metric,
                 )
             )
-        return reduced, predictions
+        return predictions
 
     def _answer_text(self, batch: Batch, *, arm: str, keep: Budget | None) -> list[Prediction]:
         """Samples without images: there is nothing to select, every selector answers alike."""
@@ -134,8 +149,9 @@ class LoadedRun:
         )
         texts = self.renderer.decode(out_BT[:, inputs["input_ids"].shape[1] :])
         lengths = inputs["attention_mask"].sum(1).tolist()
+        asked: Any = {"arm": arm, "keep": keep, "metric": self.config.eval.metric}
         return [
-            make_prediction(sample, text, selections=(), tokens=length, arm=arm, keep=keep)
+            make_prediction(sample, text, selections=(), tokens=length, **asked)
             for sample, text, length in zip(batch.samples, texts, lengths, strict=True)
         ]
 
@@ -277,7 +293,19 @@ def arms_of(config: Config) -> tuple[str, ...]:
     """Selectors a run can be scored with: those that need no training, and what it trained."""
     if config.recipe == "tiny-base":
         return UNTRAINED_ARMS
-    return ("trained", *UNTRAINED_ARMS, *config.selector.scores)
+    scores = config.selector.scores if config.selector.kind == "balance" else ()
+    return ("trained", *UNTRAINED_ARMS, *scores)
+
+
+def describe_arm(name: str, config: Config) -> Any:
+    """What a selector is in this run (`ArmInfo`): `trained` may be the trained peer."""
+    from saccade.models.relevance.baselines import find_arm
+
+    info = find_arm(name)
+    if info.plain != "trained" or config.selector.kind == "balance":
+        return info
+    title = info.title.replace("trained selector", "trained soft gate (VisionSelector-like)")
+    return replace(info, title=title, query_aware=False)
 
 
 def _from_checkpoint(config: Config, folder: Path) -> Any:

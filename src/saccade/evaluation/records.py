@@ -17,7 +17,7 @@ from typing import Any
 
 from saccade.data.samples import Sample
 from saccade.evaluation.statistics import wilson_interval
-from saccade.scoring.answers import is_correct
+from saccade.scoring.answers import score_answer
 from saccade.training.rundir import write_atomically
 
 
@@ -38,13 +38,24 @@ class Prediction:
     answer_cells_kept: float | None  # share of the answer-carrying cells kept, where known
     arm: str
     keep: int | float | None  # None: the budget the model was configured with
+    encoded: tuple[int, ...] = ()  # cells of each pass of the vision tower, over all images
+    late_tokens: int | None = None  # tokens that the later layers read, where some drop inside
+    metric: str = "accuracy"  # how the answer was scored
+    score: float | None = None  # partial credit, where the metric gives any
+    people: tuple[str, ...] = ()  # every person's answer, where a metric counts them
+
+    @property
+    def value(self) -> float:
+        """What the answer is worth: its score, or 1 for right and 0 for wrong."""
+        return float(self.correct) if self.score is None else self.score
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Prediction:
-        lists = {name: tuple(row[name]) for name in ("answers", "full", "kept")}
+        names = ("answers", "full", "kept", "encoded", "people")
+        lists = {name: tuple(row.get(name, ())) for name in names}
         return cls(**{**row, **lists})
 
 
@@ -56,23 +67,33 @@ def make_prediction(
     tokens: int,
     arm: str,
     keep: int | float | None,
+    late_tokens: int | None = None,
+    metric: str = "auto",
 ) -> Prediction:
-    """Judge one answer. `selections` are the sample's images as the model's `reduce` tells them."""
-    return Prediction(
+    """Judge one answer. `selections` are the sample's images as the model's `reduce` tells them.
+
+    Metric `auto` is the one the sample's benchmark names, else `accuracy`.
+    """
+    made = Prediction(
         id=sample.id,
         group=sample.image_key or sample.id,
         kind=sample.kind,
         question=sample.question,
         answers=tuple(sample.answers),
         prediction=text,
-        correct=is_correct(text, sample.answers, kind=sample.kind),
+        correct=False,
         full=tuple(int(one.full) for one in selections),
         kept=tuple(int(one.kept) for one in selections),
         tokens=int(tokens),
         answer_cells_kept=answer_cells_kept(sample, selections),
         arm=arm,
         keep=keep,
+        encoded=tuple(int(cells) for one in selections for cells in one.encoded),
+        late_tokens=late_tokens,
+        metric=sample.facts.get("metric", "accuracy") if metric == "auto" else metric,
+        people=tuple(sample.facts.get("human_answers", ())),
     )
+    return rejudged(made)
 
 
 def answer_cells_kept(sample: Sample, selections: Sequence[Any]) -> float | None:
@@ -91,10 +112,21 @@ def answer_cells_kept(sample: Sample, selections: Sequence[Any]) -> float | None
     return sum(bool(kept_N[cell]) for cell in cells) / len(cells)
 
 
-def rejudged(prediction: Prediction) -> Prediction:
-    """The same answer, judged by the scoring rules as they are now."""
-    verdict = is_correct(prediction.prediction, prediction.answers, kind=prediction.kind)
-    return replace(prediction, correct=verdict)
+def rejudged(prediction: Prediction, *, metric: str = "auto") -> Prediction:
+    """The same answer, judged by the scoring rules as they are now, `auto` = by its own metric."""
+    name = prediction.metric if metric == "auto" else metric
+    worth = worth_of(prediction.prediction, to=prediction, metric=name)
+    whole = name == "accuracy"
+    return replace(
+        prediction, metric=name, correct=worth >= 0.5, score=None if whole else worth
+    )  # fmt: skip
+
+
+def worth_of(text: str, *, to: Prediction, metric: str | None = None) -> float:
+    """What `text` would be worth as an answer to the same question."""
+    return score_answer(
+        text, to.answers, kind=to.kind, metric=metric or to.metric, people=to.people
+    )  # fmt: skip
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
@@ -115,8 +147,12 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 
 def accuracy(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Share of right answers with its 95 % Wilson interval and the sample count."""
-    right = sum(p.correct for p in predictions)
+    """Mean worth of the answers with its 95 % Wilson interval and the sample count.
+
+    With partial credit the interval is a little too wide: scores between 0 and 1 spread less than
+    the coin flips it assumes.
+    """
+    right = sum(p.value for p in predictions)
     low, high = wilson_interval(right, total=len(predictions))
     share = right / len(predictions) if predictions else 0.0
     return {"accuracy": share, "low": low, "high": high, "samples": len(predictions)}

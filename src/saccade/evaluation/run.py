@@ -10,6 +10,7 @@ every sample is computed as if alone, so the batch size changes nothing. Left ou
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -36,10 +37,11 @@ from saccade.evaluation.records import (
     read_predictions,
     rejudged,
     token_counts,
+    worth_of,
     write_json,
     write_predictions,
 )
-from saccade.scoring.answers import is_correct, normalise
+from saccade.scoring.answers import normalise
 from saccade.training.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -92,16 +94,28 @@ def rejudge(run: RunDir) -> dict[str, Any]:
         raise InputError(
             f"{run.predictions_file}: no stored answers\n  fix: run `saccade eval {run.path}` first"
         )
-    predictions = [rejudged(one) for one in read_predictions(run.predictions_file)]
+    metric = run.config().eval.metric
+    stored = read_predictions(run.predictions_file)
+    predictions = [rejudged(one, metric=metric) for one in stored]
     return _write(run, predictions, read_evaluation(run) or {})
 
 
 def read_evaluation(run: RunDir) -> dict[str, Any] | None:
     """What `evaluation.json` says, or None before the run was scored."""
-    import json
+    found = _stored(run)
+    return found if "accuracy" in found else None
 
+
+def add_official(run: RunDir, harness: str, results: dict[str, Any]) -> None:
+    """Put an official harness's results beside the run's own scores."""
+    stored = _stored(run)
+    official = {**stored.get("official", {}), harness: results}
+    write_json(evaluation_file(run), {**stored, "official": official})
+
+
+def _stored(run: RunDir) -> dict[str, Any]:
     path = evaluation_file(run)
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
 def evaluation_file(run: RunDir) -> Path:
@@ -122,12 +136,11 @@ def majority_accuracy(
     predictions: Sequence[Prediction], *, majority: Mapping[str, str]
 ) -> dict[str, float]:
     """Accuracy of always giving the kind's commonest training answer: per kind, and `all`."""
-    hits: dict[str, list[bool]] = defaultdict(list)
+    hits: dict[str, list[float]] = defaultdict(list)
     for one in predictions:
-        guess = majority.get(one.kind, "")
-        verdict = is_correct(guess, one.answers, kind=one.kind)
-        hits[one.kind].append(verdict)
-        hits["all"].append(verdict)
+        worth = worth_of(majority.get(one.kind, ""), to=one)
+        hits[one.kind].append(worth)
+        hits["all"].append(worth)
     return {kind: sum(values) / len(values) for kind, values in sorted(hits.items())}
 
 
@@ -165,8 +178,11 @@ def _answer_all(
 def _write(run: RunDir, predictions: list[Prediction], details: dict[str, Any]) -> dict[str, Any]:
     majority = majority_accuracy(predictions, majority=details.get("majority_answers", {}))
     kinds = accuracy_by_kind(predictions)
+    stored = _stored(run)
     result = {
+        **({"official": stored["official"]} if "official" in stored else {}),
         **details,
+        "metrics": sorted({one.metric for one in predictions}),
         **accuracy(predictions),
         "majority": majority["all"],
         "kinds": {kind: {**score, "majority": majority[kind]} for kind, score in kinds.items()},

@@ -50,15 +50,28 @@ class Measured:
 
 def text_tokens(answer: Prediction) -> int:
     """Tokens of a sample that are not visual."""
-    return answer.tokens - sum(answer.kept)
+    return late_tokens(answer) - sum(answer.kept)
 
 
-def flops_of(config: Any, answer: Prediction, *, arm: str, selector: float) -> flops.Flops:
-    """Operations of one sample; only resizing shrinks what the vision tower encodes."""
-    encoded = answer.kept if arm == "resize" else answer.full
+def late_tokens(answer: Prediction) -> int:
+    """Tokens that the last layers read: fewer than layer 0 where some are dropped in between."""
+    return answer.tokens if answer.late_tokens is None else answer.late_tokens
+
+
+def mean_layer_tokens(config: Any, answers: Sequence[Prediction]) -> float:
+    """Tokens per layer, which are the tokens in the KV cache, as a mean over layers and samples."""
+    return sum(
+        flops.layer_tokens(config, tokens=a.tokens, late_tokens=late_tokens(a)) for a in answers
+    ) / len(answers)
+
+
+def flops_of(config: Any, answer: Prediction, *, selector: float) -> flops.Flops:
+    """Operations of one sample, from what the vision tower really encoded for it."""
+    encoded = answer.encoded or answer.full
     return flops.forward_flops(
-        config, encoded_cells=encoded, tokens=[answer.tokens], selector=selector
-    )
+        config, encoded_cells=encoded, tokens=[answer.tokens], late_tokens=[late_tokens(answer)],
+        selector=selector,
+    )  # fmt: skip
 
 
 def full_flops(config: Any, answer: Prediction) -> flops.Flops:
@@ -70,7 +83,7 @@ def full_flops(config: Any, answer: Prediction) -> flops.Flops:
 def resize_share(config: Any, ours: Sequence[Prediction], *, selector_flops: float) -> float:
     """Share of cells that resizing may keep at the mean cost of our answers."""
     count = len(ours)
-    spent = sum(flops_of(config, a, arm="trained", selector=selector_flops).total for a in ours)
+    spent = sum(flops_of(config, a, selector=selector_flops).total for a in ours)
     share = flops.matched_resize_share(
         config,
         cells=max(1, round(sum(sum(a.full) for a in ours) / count)),
@@ -111,11 +124,11 @@ def comparison_rows(
 
 
 def _scores(repeats: Sequence[Sequence[Prediction]]) -> dict[str, float]:
-    """Share of repetitions in which each sample was answered right."""
-    totals: dict[str, list[bool]] = {}
+    """Mean worth of each sample's answer over the repetitions."""
+    totals: dict[str, list[float]] = {}
     for answers in repeats:
         for answer in answers:
-            totals.setdefault(answer.id, []).append(answer.correct)
+            totals.setdefault(answer.id, []).append(answer.value)
     return {sample: sum(hits) / len(hits) for sample, hits in totals.items()}
 
 
@@ -127,7 +140,7 @@ def _row(
     config: Any,
     costs: Measured,
 ) -> dict[str, Any]:
-    per_seed = [sum(a.correct for a in one) / len(one) for one in repeats]
+    per_seed = [sum(a.value for a in one) / len(one) for one in repeats]
     mean, sd = mean_sd(per_seed)
     pooled = [answer for one in repeats for answer in one]
     low, high = wilson_interval(mean * len(repeats[0]), total=len(repeats[0]))
@@ -135,6 +148,7 @@ def _row(
     cost = costs.of(cell)
     spent, full = _mean_flops(config, pooled, cell=cell, cost=cost)
     tokens = token_counts(pooled)
+    tokens["kv_tokens_after_prefill"] = mean_layer_tokens(config, pooled)
     reference = costs.costs.get(("full", 1.0))
     faster = reference["total_ms"] / cost["total_ms"] if cost and reference else None
     return {
@@ -170,7 +184,7 @@ def _mean_flops(
     selector = cost["selector_flops"] if cost else 0.0
     spent, full = flops.Flops(), flops.Flops()
     for answer in answers:
-        spent += flops_of(config, answer, arm=cell.arm, selector=selector)
+        spent += flops_of(config, answer, selector=selector)
         full += full_flops(config, answer)
     return spent.scaled(1 / len(answers)), full.scaled(1 / len(answers))
 

@@ -90,7 +90,9 @@ def _caption(result: Row) -> str:
 
 def evaluation_table(result: Row) -> Table:
     """Accuracy per question kind beside the majority baseline."""
-    table = Table(title=f"{result['samples']} held-out questions", title_justify="left")
+    metrics = [name for name in result.get("metrics", ()) if name != "accuracy"]
+    title = ", ".join([f"{result['samples']} held-out questions", *metrics])
+    table = Table(title=title, title_justify="left")
     table.add_column("kind")
     for name in ("accuracy", "95% interval", "majority", "questions"):
         table.add_column(name, justify="right")

@@ -68,6 +68,12 @@ def prefill(model: Any, inputs: Any) -> Any:
     return model.base(**inputs.forward_arguments(), use_cache=True, logits_to_keep=1)
 
 
+def prefill_reduced(model: Any, reduced: Any) -> Any:
+    """As above for what `reduce` gave: a selector that drops inside the model chooses in here."""
+    with reduced.during():
+        return prefill(model, reduced.inputs)
+
+
 def measure_arms(
     model: Any,
     tensors: dict[str, Any],
@@ -79,9 +85,13 @@ def measure_arms(
 ) -> dict[tuple[str, Budget], Cost]:
     """Time (selector, budget) pairs of a `RelevanceModel` on one batch.
 
-    `resize` has no selector: its encoder time is resizing plus encoding the smaller image.
+    `resize` has no selector: its encoder time is resizing plus encoding the smaller image. With a
+    placement before the tower, a trained selector's encoder time is that of preview and chosen
+    cells. A selector inside the language model is part of its prefill.
     """
     import torch
+
+    from saccade.models.relevance.baselines import find_arm
 
     samples = len(tensors["input_ids"])
 
@@ -89,19 +99,30 @@ def measure_arms(
         return median_ms(function, device=device, warmup=warmup, repeats=repeats) / samples
 
     costs: dict[tuple[str, Budget], Cost] = {}
-    operations: dict[str, float] = {}
+    early = model.selector_config.placement != "features"
     with torch.inference_mode():
         features = model.encode(tensors)
-        encoder_ms = timed(lambda: model.encode(tensors))
+        look_ms = timed(lambda: model.encode(tensors))
+        whole_ms = timed(lambda: model.encode(tensors).whole()) if early else look_ms
+        features.whole()  # from here on the images are known to every selector that reads them
         for arm, keep in cells:
             select = functools.partial(model.reduce, tensors, arm=arm, keep=keep, features=features)
-            if arm not in operations:  # they do not depend on the budget
-                operations[arm] = count_flops(select)[1] / samples
-            reduced = select()
-            selector_ms = timed(select)
-            prefill_ms = timed(functools.partial(prefill, model, reduced.inputs))
-            if arm == "resize":
-                costs[arm, keep] = Cost(selector_ms, 0.0, prefill_ms, 0.0)
+            info = find_arm(arm)
+            alone = info.trained and (early or not info.set_step)
+            score = functools.partial(model.score, features) if alone else select
+            reduced = select()  # first: what it catches in the encoder's pass is no cost of its own
+            operations = count_flops(score)[1] / samples
+            select_ms = timed(select)
+            prefill_ms = timed(functools.partial(prefill_reduced, model, reduced))
+            if info.how == "inside":
+                costs[arm, keep] = Cost(whole_ms, 0.0, prefill_ms, 0.0)
+            elif arm == "resize":
+                costs[arm, keep] = Cost(select_ms, 0.0, prefill_ms, 0.0)
+            elif early and info.trained:
+                # choosing comes between the first look and encoding what was chosen
+                score_ms = timed(score)
+                encoder_ms = look_ms + max(0.0, select_ms - score_ms)
+                costs[arm, keep] = Cost(encoder_ms, score_ms, prefill_ms, operations)
             else:
-                costs[arm, keep] = Cost(encoder_ms, selector_ms, prefill_ms, operations[arm])
+                costs[arm, keep] = Cost(whole_ms, select_ms, prefill_ms, operations)
     return costs
