@@ -16,7 +16,7 @@ TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fix docs install install-dev clean distclean
+.PHONY: help demo tiny-base test lint fix docs install install-dev clean distclean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,11 @@ demo: $(VENV)/.installed  ## train the selector, compare it with every baseline,
 	$(BIN)/saccade compare $(RUN)
 	$(BIN)/saccade report $(RUN)
 	@echo "The report: $(CURDIR)/runs/$(RUN)/report.html"
+
+tiny-base: $(VENV)/.installed  ## train the shipped base model anew, in two stages (an hour)
+	$(BIN)/saccade train tiny-base-vision run.name=tower
+	$(BIN)/saccade train tiny-base model.name=runs/tower/model run.name=language
+	$(BIN)/saccade eval language
 
 test: $(VENV)/.installed-dev  ## style, types, import layers, and all fast tests
 	$(MAKE) --no-print-directory lint
