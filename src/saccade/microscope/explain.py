@@ -10,7 +10,7 @@ Shapes: H x W cells of one image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ class View:
     maps: dict[str, np.ndarray]  # scores, weight_<score>, balance
     tensions: dict[str, float]
     answer_cells: tuple[int, ...] = ()
+    textures: dict[str, np.ndarray] = field(default_factory=dict)
+    replaced: bool = False  # tokens were merged or the image shrunk: no cell was chosen
 
     @property
     def weights(self) -> dict[str, float]:
@@ -82,15 +84,17 @@ def explain(
     for row, sample in enumerate(batch.samples):
         span = slice(start, start + batch.images_of[row])
         start = span.stop
-        views = _views(sample, reduced, span=span)
+        views = views_of(sample, reduced, span=span, features=features)
         found.append(Explanation(sample, tuple(views), predictions[row], full[row], keep))
     return found
 
 
-def _views(sample: Sample, reduced: Any, *, span: slice) -> list[View]:
+def views_of(sample: Sample, reduced: Any, *, span: slice, features: Any) -> list[View]:
+    """One `View` per image of a sample: images `span` of a batch's reduced inputs."""
     if reduced is None:  # text only
         return []
     maps, tensions = reduced.maps or [], reduced.tensions or []
+    textures = features.grid.split(features.textures.channels_NC)
     views = []
     for place, (number, picture) in enumerate(
         zip(range(span.start, span.stop), sample.images, strict=True)
@@ -108,6 +112,15 @@ def _views(sample: Sample, reduced: Any, *, span: slice) -> list[View]:
                 maps={n: m.float().cpu().numpy() for n, m in maps[number].items()} if maps else {},
                 tensions=dict(tensions[number]) if tensions else {},
                 answer_cells=tuple(sample.facts.get("answer_cells", ())) if known else (),
+                textures=_channels(textures[number]),
+                replaced=keep_HW is None,
             )
         )
     return views
+
+
+def _channels(textures_HWC: Any) -> dict[str, np.ndarray]:
+    from saccade.models.relevance.textures import CHANNELS
+
+    values_HWC = textures_HWC.float().cpu().numpy()
+    return {name: values_HWC[..., place] for place, name in enumerate(CHANNELS)}

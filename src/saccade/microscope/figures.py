@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ UNDER_HEAT = 0.6
 """Brightness of the picture under a heat map, so that colours carry the map."""
 SMOOTHING_SHARE = 0.06
 """Width of the running mean over the loss, as a share of all steps."""
+
+STRIP_COLUMNS = 7
+"""Pictures side by side in a strip, at most; fewer are drawn at the same size."""
 
 Curve = Callable[[Axes, Sequence[Mapping[str, Any]], Theme], bool]
 
@@ -152,21 +156,69 @@ def running_mean(values: Sequence[float], *, share: float) -> list[float]:
     return ((sums[high] - sums[low]) / (high - low)).tolist()
 
 
-def sample_panel(explanation: Explanation, *, theme: Theme = LIGHT) -> Figure:
+@dataclass(frozen=True)
+class Tile:
+    """One picture of a strip: an overlay on the view's image, on grey when it is a heat map."""
+
+    title: str
+    view: View
+    overlay: Image.Image
+    grey: bool = False
+    signs: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # sign -> (row, column)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A titled row of pictures under the main panel."""
+
+    title: str
+    tiles: tuple[Tile, ...]
+
+
+def sample_panel(
+    explanation: Explanation, *, theme: Theme = LIGHT, strips: Sequence[Strip] = ()
+) -> Figure:
     """One sample: picture, kept cells, three scores and the balance, with the answers above."""
     views = explanation.views
     tallest = max((v.image.height / v.image.width for v in views), default=0.2)
     with styled(theme):
         width, header = 14.0, 1.3
         panel = (width / 6.2) * min(1.9, max(0.3, tallest)) + 0.36
-        height = header + len(views) * (panel + 0.5)
+        strip = (width / STRIP_COLUMNS) * min(1.9, max(0.3, tallest)) + 0.8
+        height = header + len(views) * (panel + 0.5) + len(strips) * strip
         figure = new_figure(width=width, height=height)
         figure.set_layout_engine("none")
         _write_header(figure, explanation, theme, inch=1 / height)
         for place, view in enumerate(views):
             top = height - header - place * (panel + 0.5)
             _draw_view(figure, view, theme, top=top / height, inch=1 / height, panel=panel)
+        for place, one in enumerate(strips):
+            top = (len(strips) - place) * strip
+            _draw_strip(figure, one, theme, top=top / height, inch=1 / height, tall=strip)
     return figure
+
+
+def _draw_strip(
+    figure: Figure, strip: Strip, theme: Theme, *, top: float, inch: float, tall: float
+) -> None:
+    left, gap = 0.012, 0.008
+    width = (1 - 2 * left - (STRIP_COLUMNS - 1) * gap) / STRIP_COLUMNS
+    clean = "".join(c if c.isprintable() else " " for c in strip.title)
+    figure.text(left, top - 0.16 * inch, clean, va="center", parse_math=False, fontsize=11)
+    for place, tile in enumerate(strip.tiles):
+        x = left + place * (width + gap)
+        axes = figure.add_axes((x, top - (tall - 0.1) * inch, width, (tall - 0.75) * inch))
+        picture(axes, tile.view, title=tile.title, overlay=tile.overlay, grey=tile.grey)
+        axes.title.set_fontsize(8.5)
+        for sign, cells in tile.signs.items():
+            _draw_signs(axes, tile.view, cells, marker={"-": "_"}.get(sign, sign))
+
+
+def _draw_signs(axes: Axes, view: View, cells: Sequence[tuple[int, int]], *, marker: str) -> None:
+    rows, columns = view.keep_HW.shape
+    y = [(row + 0.5) * view.image.height / rows for row, _ in cells]
+    x = [(column + 0.5) * view.image.width / columns for _, column in cells]
+    axes.scatter(x, y, marker=marker, s=11, c="#ffffff", linewidths=1.0)
 
 
 def _write_header(figure: Figure, shown: Explanation, theme: Theme, *, inch: float) -> None:
@@ -219,20 +271,27 @@ def _draw_view(
 def draw_cells(
     axes: Axes, view: View, *, title: str, overlay: Image.Image | None, theme: Theme
 ) -> None:
-    """Picture with one overlay, at the picture's own aspect ratio."""
+    """Picture with one overlay; cells that carry the answer are outlined where they were kept."""
     width, height = view.image.size
-    extent = (0, width, height, 0)
-    heat = overlay is not None and "kept" not in title
-    picture = view.image.convert("L").point(lambda v: v * UNDER_HEAT) if heat else view.image
-    axes.imshow(np.asarray(picture.convert("RGB")), extent=extent, interpolation="antialiased")
-    if overlay is not None:
-        axes.imshow(np.asarray(overlay), extent=extent, interpolation="nearest")
+    picture(axes, view, title=title, overlay=overlay, grey="kept" not in title)
     if view.answer_cells and "kept" in title:
         rows, columns = view.keep_HW.shape
         edges = overlays.outline(view.answer_cells, grid=(rows, columns))
         scale = np.array([width / columns, height / rows])
         lines = [np.array(edge).reshape(2, 2) * scale for edge in edges]
         axes.add_collection(LineCollection(lines, colors="#ffffff", linewidths=1.6))
+
+
+def picture(axes: Axes, view: View, *, title: str, overlay: Image.Image | None, grey: bool) -> None:
+    """Picture under an overlay of one pixel per cell; `grey` lets a heat map carry the colour."""
+    width, height = view.image.size
+    extent = (0, width, height, 0)
+    under = view.image
+    if grey and overlay is not None:
+        under = under.convert("L").point(lambda v: v * UNDER_HEAT)
+    axes.imshow(np.asarray(under.convert("RGB")), extent=extent, interpolation="antialiased")
+    if overlay is not None:
+        axes.imshow(np.asarray(overlay), extent=extent, interpolation="nearest")
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     axes.set_aspect("equal", anchor="NW")
@@ -246,9 +305,9 @@ def tension_text(name: str, value: float) -> str:
     return f"{low} 0 .. 1 {high}: {value:.2f}"
 
 
-def save_panel(explanation: Explanation, path: Path) -> Path:
-    """Write the panel of one sample as a PNG."""
-    return save_png(sample_panel(explanation), path, dpi=110)
+def save_panel(explanation: Explanation, path: Path, *, strips: Sequence[Strip] = ()) -> Path:
+    """Write the panel of one sample, and strips under it, as a PNG."""
+    return save_png(sample_panel(explanation, strips=strips), path, dpi=110)
 
 
 def budget_text(explanation: Explanation) -> str:

@@ -1,13 +1,15 @@
 """Look at one picture with one question: what was kept, why, and what the model answers.
 
 In go an image file and a question, with a run or without one; out come a PNG panel and plain facts
-for the terminal: the answer from the kept cells and from all of them, counts, tensions, times.
+for the terminal: the answer from the kept cells and from all of them, counts, tensions, quality
+numbers, times; on request what a second question changes, and the texture channels.
 Without a run the base model is paired with an untrained selector, and the result says so. Left
 out: batches of images (see `report.py`).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from saccade.config.schema import Budget, Config
 from saccade.data.samples import Sample
 from saccade.evaluation.load import LoadedRun, load_base, load_run
 from saccade.evaluation.timing import measure_arms
-from saccade.microscope.explain import explain
-from saccade.microscope.figures import save_panel
+from saccade.microscope.differences import difference_strip, texture_strips
+from saccade.microscope.explain import Explanation, View, explain
+from saccade.microscope.figures import Strip, save_panel
+from saccade.microscope.quality import overlap, quality
 from saccade.training.rundir import RunDir
 
 UNTRAINED = (
@@ -34,17 +38,17 @@ def look(
     config: Config | None = None,
     keep: Budget | None = None,
     arm: str = "trained",
+    versus: str | None = None,
+    textures: bool = False,
     out: Path,
 ) -> dict[str, Any]:
     """Answer `question` about `image` after selection and in full; write the panel to `out`.
 
-    `config` (model and selector) is used when there is no run. Raises InputError for a missing
-    image or an empty question, DataError for a file that is not an image.
+    `config` (model and selector) is used when there is no run. `versus` is a second question: the
+    panel then shows what changes; `textures` adds every texture channel. Raises InputError for a
+    missing image or an empty question, DataError for a file that is not an image.
     """
-    if not image.is_file():
-        raise InputError(f"{image}: no such image\n  fix: give the path of a picture")
-    if not question.strip():
-        raise InputError("the question is empty\n  fix: ask something about the picture")
+    _check(image, question, versus)
     warnings: list[str] = []
     if run is not None:
         loaded = load_run(run)
@@ -56,9 +60,18 @@ def look(
         raise InputError(f"no selector {arm!r} here\n  fix: use one of {', '.join(loaded.arms)}")
     budget = keep if keep is not None else loaded.config.selector.keep
     sample = Sample(id=image.name, question=question, answers=(), images=(image,), kind="look")
-    (shown,) = explain(loaded, [sample], arm=arm, keep=budget)
-    save_panel(shown, out)
+    samples = [sample] if versus is None else [sample, replace(sample, question=versus)]
+    shown, *others = explain(loaded, samples, arm=arm, keep=budget)
     (view,) = shown.views
+    found: dict[str, Any] = {}
+    strips: list[Strip | None] = []
+    for other in others:
+        asked = (question, other.sample.question)
+        strips.append(difference_strip(view, other.views[0], questions=asked))
+        found["versus"] = _versus(view, other)
+    save_panel(shown, out, strips=[*filter(None, strips), *(texture_strips(view) * textures)])
+    described = quality(view)
+    numbers = described.as_dict() if described else {}
     return {
         "question": question,
         "answer": shown.selected.prediction,
@@ -70,9 +83,31 @@ def look(
         "tokens_into_layer_0": shown.selected.tokens,
         "weights": view.weights,
         "tensions": view.tensions,
+        "quality": {n: v for n, v in numbers.items() if n != "decay"},
+        **found,
         **_times(loaded, sample, arm=arm, keep=budget),
+        "decay": numbers.get("decay", {}),
         "panel": str(out),
         "warnings": warnings,
+    }
+
+
+def _check(image: Path, question: str, versus: str | None) -> None:
+    if not image.is_file():
+        raise InputError(f"{image}: no such image\n  fix: give the path of a picture")
+    if not question.strip() or (versus is not None and not versus.strip()):
+        raise InputError("the question is empty\n  fix: ask something about the picture")
+
+
+def _versus(view: View, other: Explanation) -> dict[str, Any]:
+    """The second question's answer, and what its choice shares with the first one's."""
+    shared = overlap(view, other.views[0])
+    return {
+        "question": other.sample.question,
+        "answer": other.selected.prediction,
+        "answer_from_all": other.everything.prediction if other.everything else None,
+        "kept": other.views[0].kept,
+        "overlap": shared.as_dict() if shared else None,
     }
 
 
