@@ -71,9 +71,13 @@ def test_the_speed_benchmark_states_parts_and_ceiling(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "physical ceiling" in done.stdout
     (found,) = json.loads(out.read_text())["measured"]
-    full, trained, resize = found["rows"]
+    rows = {row["arm"]: row for row in found["rows"]}
+    assert list(rows) == ["full", "features", "pixels", "glance", "resize"]
+    full = rows["full"]
     assert full["visual_tokens"] == 16
     assert full["measured_speedup"] == pytest.approx(1.0)
-    assert trained["flops"]["vision"] == full["flops"]["vision"] > resize["flops"]["vision"]
-    assert trained["kv_bytes"] < full["kv_bytes"]
+    spent = {arm: row["flops"]["vision"] for arm, row in rows.items()}
+    assert spent["features"] == spent["full"] > spent["glance"] > spent["pixels"]
+    assert spent["resize"] == spent["pixels"]
+    assert all(row["kv_bytes"] < full["kv_bytes"] for arm, row in rows.items() if arm != "full")
     assert found["ceiling"]["flops"] > 1.0
