@@ -20,6 +20,7 @@ from saccade.data.samples import Sample
 from saccade.models.backbone import Backbone
 from saccade.models.relevance.model import RelevanceModel
 from saccade.models.relevance.prune import LanguageInputs
+from saccade.models.relevance.selector import RelevanceSelector
 from saccade.models.tiny import build_model, build_processor, build_tokenizer, tiny_config
 
 ARCH = ArchConfig(
@@ -73,6 +74,14 @@ def older_backbone() -> Backbone:
 def relevance_model(backbone: Backbone | None = None, **settings: object) -> RelevanceModel:
     config = SelectorConfig.model_validate({"width": 32, "heads": 4, **settings})
     return RelevanceModel(backbone or random_backbone(), config, seed=3).eval()
+
+
+def tensions_of(model: RelevanceModel) -> torch.nn.Linear:
+    """The layer that sets the three tensions."""
+    assert isinstance(model.selector, RelevanceSelector)
+    tensions = model.selector.balance.tensions
+    assert tensions is not None
+    return tensions
 
 
 def renderer() -> ChatRenderer:

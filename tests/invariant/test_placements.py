@@ -23,13 +23,14 @@ from tests.tiny_models import (
     sample,
     scene_samples,
     stepwise,
+    tensions_of,
 )
 
 EARLY = ("pixels", "glance")
 
 
 def early_model(placement: str, **settings: object) -> RelevanceModel:
-    return relevance_model(placement=placement, **settings)
+    return relevance_model(None, placement=placement, **settings)
 
 
 @pytest.mark.parametrize("placement", EARLY)
@@ -125,7 +126,8 @@ def test_a_batch_gives_what_its_samples_give_alone(placement: str) -> None:
         torch.testing.assert_close(logits[row], own, atol=2e-4, rtol=1e-3)
         for image in alone.images:
             assert image.keep_HW is not None
-            assert torch.equal(image.keep_HW, together.images[start].keep_HW)
+            other = together.images[start].keep_HW
+            assert other is not None and torch.equal(image.keep_HW, other)
             start += 1
 
 
@@ -225,7 +227,7 @@ def test_the_compress_tension_splits_the_budget_when_asked() -> None:
     model = relevance_model(coarse="tension")
     batch = renderer().batch([sample(0, (256, 256))], with_answer=False)
     with torch.no_grad():
-        model.selector.balance.tensions.bias[0] = 0.0  # about one half
+        tensions_of(model).bias[0] = 0.0  # about one half
     reduced = model.reduce(batch, keep=40)
     share = reduced.tensions[0]["compress"]
     (image,) = reduced.images
@@ -241,8 +243,8 @@ def test_an_adaptive_budget_stays_within_its_reach_and_follows_the_tension() -> 
     sizes = {}
     for bias in (-6.0, -2.1972, 6.0):
         with torch.no_grad():
-            model.selector.balance.tensions.bias[0] = bias
-            model.selector.balance.tensions.weight.zero_()
+            tensions_of(model).bias[0] = bias
+            tensions_of(model).weight.zero_()
         sizes[bias] = [image.kept for image in model.reduce(batch, keep=40).images]
     assert sizes[-2.1972] == [40, 40], "neutral leaves the budget alone"
     assert sizes[6.0] == [20, 20] and sizes[-6.0] == [80, 80]
@@ -255,6 +257,8 @@ def test_the_price_of_tokens_reaches_the_tension_through_the_budget() -> None:
         model = relevance_model(adaptive=2.0, token_price=price).train()
         loss, gated = model.answer_loss(model.encode(batch), keep=0.2, denominator=3.0)
         loss.total.backward()
-        gradients.append(model.selector.balance.tensions.bias.grad[0].clone())
+        gradient = tensions_of(model).bias.grad
+        assert gradient is not None
+        gradients.append(gradient[0].clone())
         assert gated.kept_I.requires_grad
     assert gradients[0] != gradients[1] and gradients[1] < gradients[0], "a price asks for less"

@@ -13,7 +13,14 @@ from saccade.data.chat import ChatMarkers, user_text_mask
 from saccade.data.samples import Sample
 from saccade.models.relevance.gates import soft_top_k
 from saccade.models.relevance.model import RelevanceModel
-from tests.tiny_models import mixed_samples, relevance_model, renderer, sample, scene_samples
+from tests.tiny_models import (
+    mixed_samples,
+    relevance_model,
+    renderer,
+    sample,
+    scene_samples,
+    tensions_of,
+)
 
 
 def scores(model: RelevanceModel, batch: dict) -> list[torch.Tensor]:
@@ -51,10 +58,10 @@ def test_every_trainable_tensor_gets_a_finite_non_zero_gradient_from_imitation()
 def test_the_score_that_learns_is_taught_even_when_the_balance_ignores_it() -> None:
     model = relevance_model().train()
     with torch.no_grad():
-        model.selector.balance.weigh.out.bias.copy_(torch.tensor([0.0, 200.0, 0.0]))
+        dict(model.selector.named_parameters())["balance.weigh.out.bias"][1] = 200.0
     batch = renderer().batch(scene_samples(4), with_answer=True)
     model.imitation_loss(model.encode(batch), denominator=8.0).backward()
-    gradient = model.selector.scores["participation"].cell.weight.grad
+    gradient = dict(model.selector.named_parameters())["scores.participation.cell.weight"].grad
     assert gradient is not None and gradient.abs().sum() > 1e-4
 
 
@@ -100,12 +107,11 @@ def test_changing_any_trainable_tensor_changes_the_scores() -> None:
 @pytest.mark.parametrize("tension", [0, 1, 2])
 def test_each_tension_reorders_cells(tension: int) -> None:
     model = relevance_model()
-    assert model.selector.balance.tensions is not None
     batch = renderer().batch(scene_samples(3), with_answer=False)
     features = model.encode(batch)
     before = model.score(features).logits_N.detach().argsort()
     with torch.no_grad():
-        model.selector.balance.tensions.bias[tension] = 4.0
+        tensions_of(model).bias[tension] = 4.0
     after = model.score(features)
     assert not torch.equal(before, after.logits_N.argsort())
     assert float(after.tension_I3[:, tension].detach().min()) > 0.9
