@@ -262,3 +262,18 @@ def test_the_price_of_tokens_reaches_the_tension_through_the_budget() -> None:
         gradients.append(gradient[0].clone())
         assert gated.kept_I.requires_grad
     assert gradients[0] != gradients[1] and gradients[1] < gradients[0], "a price asks for less"
+
+
+@pytest.mark.parametrize("placement", ["features", *EARLY])
+def test_the_set_step_keeps_the_best_cell_and_as_many_but_not_the_same(placement: str) -> None:
+    batch = renderer().batch([sample(0, (256, 256))], with_answer=False)
+    plain, stepped = (
+        early_model(placement, set_step=strength).reduce(batch, keep=30).images[0].keep_HW
+        for strength in (None, 0.5)
+    )
+    alone = early_model(placement, set_step=1.0).reduce(batch, keep=30).images[0].keep_HW
+    best = early_model(placement).reduce(batch, keep=1).images[0].keep_HW
+    assert plain is not None and stepped is not None and alone is not None and best is not None
+    assert plain.sum() == stepped.sum() == 30 and not torch.equal(plain, stepped)
+    assert torch.equal(plain, alone), "nothing but relevance is the plain order"
+    assert bool((stepped & best).any())

@@ -108,6 +108,10 @@ class SelectorConfig(Node):
     """Side in cells of the largest pooled block; blocks halve around chosen cells."""
     max_per_region: PositiveInt | None = None
     """Most chosen cells of one region (`coarse` above 0)."""
+    set_step: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Choose cells one by one (MMR): this much relevance, the rest unlikeness to what is kept
+    already; empty = by score alone. Acts where tokens are dropped, not in training, nor with
+    `coarse`."""
     adaptive: Annotated[float, Field(ge=1.0, le=8.0)] = 1.0
     """Let the compress/particularise tension choose each image's budget within this factor of
     `keep`, both ways (1 = fixed budget)."""

@@ -39,7 +39,7 @@ def across(variants: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
     for place, (variant, comparisons) in enumerate(variants.items()):
         seeds = [{_key(row): row for row in one["rows"]} for one in comparisons]
         for key, first in seeds[0].items():
-            if place and first["arm"] != "trained" and first["matched"] != "flops":
+            if place and not _is_ours(first) and first["matched"] != "flops":
                 continue
             # a selector that learns nothing may have been measured in the first run alone
             rows.append(_row(variant, [one[key] for one in seeds if key in one]))
@@ -53,13 +53,20 @@ def _key(row: Mapping[str, Any]) -> str:
     return f"{row['arm']}/{row['matched']}/{row['budget']}"
 
 
+def _is_ours(row: Mapping[str, Any]) -> bool:
+    """A run's own selector, with or without a set step."""
+    return row["arm"].partition("+")[0] == "trained"
+
+
 def _row(variant: str, seeds: Sequence[Mapping[str, Any]]) -> Row:
     first = seeds[0]
-    ours = first["arm"] == "trained"
+    ours = _is_ours(first)
     accuracy, sd = mean_sd([row["accuracy"] for row in seeds])
     if len(seeds) == 1:
         sd = first["accuracy_sd"]  # over its own draws
     title = TITLES.get(variant, variant) if ours else first["title"]
+    if ours and first["arm"] != "trained":
+        title += " + MMR"
     if first["matched"] == "flops":
         title = f"resized to the cost of {TITLES.get(variant, variant)}"
     means: Row = {}

@@ -108,7 +108,8 @@ def measure_arms(
         for arm, keep in cells:
             select = functools.partial(model.reduce, tensors, arm=arm, keep=keep, features=features)
             info = find_arm(arm)
-            alone = info.trained and (early or not info.set_step)
+            steps = info.set_step or (arm == "trained" and model.selector_config.set_step)
+            alone = info.trained and (early or not steps)
             score = functools.partial(model.score, features) if alone else select
             reduced = select()  # first: what it catches in the encoder's pass is no cost of its own
             operations = count_flops(score)[1] / samples

@@ -70,19 +70,29 @@ def peer_scores(
     return scores_of_orders(orders, cells=cells, device=model.device)
 
 
+MMR_RELEVANCE = 0.5
+"""Relevance against diversity in arms named `ARM+mmr`."""
+
+
 def with_set_step(
-    scores_N: Tensor, features: VisualFeatures, *, arm: ArmInfo, kept: list[int]
+    scores_N: Tensor,
+    features: VisualFeatures,
+    *,
+    arm: ArmInfo,
+    kept: list[int],
+    relevance: float | None = None,
 ) -> Tensor:
     """The scores as they are, or re-ranked for diversity (MMR) when the arm asks for it.
 
-    Cells are compared by what the arm knows of them: a selector that works before the vision
-    tower has no tokens to compare.
+    `relevance` is the trained selector's own setting. Cells are compared by what the arm knows of
+    them: a selector that works before the vision tower has no tokens to compare.
     """
-    if not arm.set_step:
+    if not arm.set_step and relevance is None:
         return scores_N
     rows_ND = features.cells_ND if arm.trained else _tokens(features)
     scores_N = scores_N.to(rows_ND.device)
-    return set_step(scores_N, rows_ND, cells=features.grid.counts, kept=kept)
+    weight = MMR_RELEVANCE if relevance is None else relevance
+    return set_step(scores_N, rows_ND, cells=features.grid.counts, kept=kept, relevance=weight)
 
 
 def _tokens(features: VisualFeatures) -> Tensor:

@@ -101,7 +101,8 @@ def reduce_with_arm(
         keep_N = torch.ones(sum(grid.counts), dtype=torch.bool, device=model.device)
     else:
         scores_N = _scores(model, batch, features, scored, arm=arm, kept=kept, seed=seed)
-        scores_N = peers.with_set_step(scores_N, features, arm=arm, kept=kept)
+        own = model.selector_config.set_step if arm.name == "trained" else None
+        scores_N = peers.with_set_step(scores_N, features, arm=arm, kept=kept, relevance=own)
         keep_N = top_k(scores_N.to(model.device), cells=grid.counts, kept=kept)
     config = model.selector_config
     if arm.name == "trained" and config.coarse != 0 and scored is not None:
