@@ -21,6 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saccade.models.relevance.grids import CellGrid
+from saccade.models.relevance.selector import Scored
+
 BISECTION_STEPS = 50
 GATE_FLOOR = 1e-12
 """Added inside the log: log 0 has no gradient to offer. Sharp attention outweighs 1e-6."""
@@ -66,6 +69,18 @@ def soft_top_k(
     Scores and `kept_I` get gradients (an adaptive budget is learned); the temperature gets none.
     """
     return _SoftTopK.apply(scores_IM, valid_IM, kept_I.to(scores_IM), temperature_I)  # type: ignore
+
+
+def soft_choice(scored: Scored, grid: CellGrid, *, kept_I: Tensor, temperature: float) -> Tensor:
+    """[N]: the soft top-K of a packed batch of images, each at its own softness."""
+    valid_IM = grid.valid_IHW.flatten(1)
+    soft_IM = soft_top_k(
+        grid.pad(scored.logits_N[:, None])[..., 0].flatten(1),
+        valid_IM=valid_IM,
+        kept_I=kept_I,
+        temperature_I=temperature * scored.softness_I,
+    )
+    return soft_IM[valid_IM]
 
 
 def straight_through(soft: Tensor, hard: Tensor) -> Tensor:

@@ -28,12 +28,10 @@ from torch import Tensor
 from saccade.config.schema import Config
 from saccade.models.losses import SupervisedLoss, supervised_loss
 from saccade.models.relevance.allocate import top_k
-from saccade.models.relevance.gates import soft_top_k
-from saccade.models.relevance.grids import CellGrid
+from saccade.models.relevance.gates import soft_choice
 from saccade.models.relevance.model import Gated, RelevanceModel, VisualFeatures
 from saccade.models.relevance.prune import ImageTokens
 from saccade.models.relevance.reduce import put_preview
-from saccade.models.relevance.selector import Scored
 
 SQRT_FLOOR = 1e-6
 """Added below the roots: the slope of a root at 0 is infinite."""
@@ -96,7 +94,8 @@ def drown(
     assert inputs.images is not None
     kept = model.budgets(grid, keep)
     scored = model.score(features, kept=kept)
-    soft_N = _soft_choice(scored, grid, kept=kept, temperature=noise.temperature)
+    kept_I = torch.tensor(kept, device=model.device)
+    soft_N = soft_choice(scored, grid, kept_I=kept_I, temperature=noise.temperature)
     images = add_noise(
         inputs.images, soft_N.split(grid.counts), names=_image_names(features, noise), noise=noise
     )
@@ -107,7 +106,7 @@ def drown(
         scored=scored,
         hard_N=top_k(scored.logits_N, cells=grid.counts, kept=kept),
         soft_N=soft_N,
-        kept_I=torch.tensor(kept, device=soft_N.device),
+        kept_I=kept_I,
         inputs=inputs,
         arguments=inputs.forward_arguments(),
     )
@@ -134,18 +133,6 @@ def _mixed(rows_CD: Tensor, gate_C: Tensor, *, generator: torch.Generator) -> Te
     mixed_CD = (gate_C1 + SQRT_FLOOR).sqrt() * signal_CD
     mixed_CD = mixed_CD + (1 - gate_C1 + SQRT_FLOOR).sqrt() * noise_CD
     return mixed_CD.to(rows_CD.dtype)
-
-
-def _soft_choice(scored: Scored, grid: CellGrid, *, kept: list[int], temperature: float) -> Tensor:
-    """[N]: gates of all images, summing to `kept[i]` over image i."""
-    valid_IM = grid.valid_IHW.flatten(1)
-    soft_IM = soft_top_k(
-        grid.pad(scored.logits_N[:, None])[..., 0].flatten(1),
-        valid_IM=valid_IM,
-        kept_I=torch.tensor(kept, device=valid_IM.device),
-        temperature_I=temperature * scored.softness_I,
-    )
-    return soft_IM[valid_IM]
 
 
 def _image_names(features: VisualFeatures, noise: Noise) -> list[str]:

@@ -52,7 +52,7 @@ from saccade.models.relevance.gated import GatedSelector
 from saccade.models.relevance.gates import (
     bound_gain,
     gated_attention_mask,
-    soft_top_k,
+    soft_choice,
     straight_through,
 )
 from saccade.models.relevance.glance import (
@@ -342,14 +342,9 @@ class RelevanceModel(DropIn):
             kept_I = torch.tensor(kept, device=self.device)
         kept = [round(k) for k in kept_I.tolist()]
         hard_N = top_k(scored.logits_N, cells=grid.counts, kept=kept)
-        valid_IM = grid.valid_IHW.flatten(1)
-        soft_IM = soft_top_k(
-            grid.pad(scored.logits_N[:, None])[..., 0].flatten(1),
-            valid_IM=valid_IM,
-            kept_I=kept_I,
-            temperature_I=self.selector_config.temperature * scored.softness_I,
+        soft_N = soft_choice(
+            scored, grid, kept_I=kept_I, temperature=self.selector_config.temperature
         )
-        soft_N = soft_IM[valid_IM]
         gate_N = bound_gain(straight_through(soft_N, hard_N), tokens=denominator)
         gates = list(gate_N.split(grid.counts))
         if features.preview is not None:

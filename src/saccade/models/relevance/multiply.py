@@ -22,7 +22,7 @@ from saccade.config.schema import Config
 from saccade.data.chat import IGNORE_INDEX
 from saccade.models.losses import SupervisedLoss, supervised_loss
 from saccade.models.relevance.allocate import top_k
-from saccade.models.relevance.gates import soft_top_k
+from saccade.models.relevance.gates import soft_choice
 from saccade.models.relevance.model import Gated, RelevanceModel, VisualFeatures
 from saccade.models.relevance.reduce import put_preview
 
@@ -75,14 +75,8 @@ def fade(model: RelevanceModel, features: VisualFeatures, *, keep: int | float) 
     assert inputs.images is not None
     kept = model.budgets(grid, keep)
     scored = model.score(features, kept=kept)
-    valid_IM, kept_I = grid.valid_IHW.flatten(1), torch.tensor(kept, device=model.device)
-    soft_IM = soft_top_k(
-        grid.pad(scored.logits_N[:, None])[..., 0].flatten(1),
-        valid_IM=valid_IM,
-        kept_I=kept_I,
-        temperature_I=model.selector_config.temperature * scored.softness_I,
-    )
-    soft_N = soft_IM[valid_IM]
+    kept_I = torch.tensor(kept, device=model.device)
+    soft_N = soft_choice(scored, grid, kept_I=kept_I, temperature=model.selector_config.temperature)
     gates = soft_N.split(grid.counts)
     faded = inputs.images.map(lambda i, rows: rows * gates[i][:, None].to(rows.dtype))
     inputs = replace(inputs, images=faded)
