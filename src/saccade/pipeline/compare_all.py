@@ -56,7 +56,7 @@ def compare_all(plan: Plan, *, say: Callable[[str], None], progress: Progress) -
     first = plan.ablation.variants[0].name
     for variant in plan.ablation.variants:
         trials = tuple(trial for trial in plan.trials if trial.variant.name == variant.name)
-        run_ablation(replace(plan, trials=trials), say=say)
+        run_ablation(replace(plan, chosen=(variant.name,)), say=say)
         for number, trial in enumerate(trials):
             say(f"comparing {variant.name}, seed {trial.seed}")
             arms = list(OWN_ARMS)
@@ -80,7 +80,7 @@ def _write(plan: Plan, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]
         "verdicts": verdicts(rows),
     }
     write_json(plan.folder / "comparison_all.json", result)
-    write_atomically(plan.folder / "comparison_all.md", as_text(result))
+    write_atomically(table_file(plan), as_text(result))
     return result
 
 

@@ -19,7 +19,7 @@ Shapes: N cells of all images, C cells of one image, I images, D width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -90,17 +90,33 @@ def drown(
     model: RelevanceModel, features: VisualFeatures, *, keep: int | float, noise: Noise
 ) -> Gated:
     """Full-length inputs whose visual tokens are the noisier the less the selector wants them."""
+    names = _image_names(features, noise)
+    return softened(
+        model,
+        features,
+        keep=keep,
+        temperature=noise.temperature,
+        change=lambda images, gates: add_noise(images, gates, names=names, noise=noise),
+    )
+
+
+def softened(
+    model: RelevanceModel,
+    features: VisualFeatures,
+    *,
+    keep: int | float,
+    temperature: float,
+    change: Callable[[ImageTokens, Sequence[Tensor]], ImageTokens],
+) -> Gated:
+    """Full-length inputs whose visual tokens were changed by each image's soft gates."""
     inputs, grid = features.whole(), features.grid
     assert inputs.images is not None
     kept = model.budgets(grid, keep)
     scored = model.score(features, kept=kept)
     kept_I = torch.tensor(kept, device=model.device)
-    soft_N = soft_choice(scored, grid, kept_I=kept_I, temperature=noise.temperature)
-    images = add_noise(
-        inputs.images, soft_N.split(grid.counts), names=_image_names(features, noise), noise=noise
-    )
-    inputs = replace(inputs, images=images)
-    if features.preview is not None:  # the preview's tokens are never dropped, so never noisy
+    soft_N = soft_choice(scored, grid, kept_I=kept_I, temperature=temperature)
+    inputs = replace(inputs, images=change(inputs.images, soft_N.split(grid.counts)))
+    if features.preview is not None:  # the preview's tokens are never dropped, so never changed
         inputs = put_preview(model, features, inputs, short=[True] * len(kept))
     return Gated(
         scored=scored,

@@ -21,10 +21,8 @@ from torch.nn import functional as F
 from saccade.config.schema import Config
 from saccade.data.chat import IGNORE_INDEX
 from saccade.models.losses import SupervisedLoss, supervised_loss
-from saccade.models.relevance.allocate import top_k
-from saccade.models.relevance.gates import soft_choice
+from saccade.models.relevance.learning import softened
 from saccade.models.relevance.model import Gated, RelevanceModel, VisualFeatures
-from saccade.models.relevance.reduce import put_preview
 
 FIRST_WEIGHT, LAST_WEIGHT = 0.1, 3.0
 """Weight of the cross-entropy between soft and hard choice, at the first and the last step."""
@@ -71,22 +69,12 @@ def multiplied_answer_loss(
 
 def fade(model: RelevanceModel, features: VisualFeatures, *, keep: int | float) -> Gated:
     """Full-length inputs whose visual tokens are multiplied by their soft gate."""
-    inputs, grid = features.whole(), features.grid
-    assert inputs.images is not None
-    kept = model.budgets(grid, keep)
-    scored = model.score(features, kept=kept)
-    kept_I = torch.tensor(kept, device=model.device)
-    soft_N = soft_choice(scored, grid, kept_I=kept_I, temperature=model.selector_config.temperature)
-    gates = soft_N.split(grid.counts)
-    faded = inputs.images.map(lambda i, rows: rows * gates[i][:, None].to(rows.dtype))
-    inputs = replace(inputs, images=faded)
-    if features.preview is not None:  # the preview's tokens are never dropped, so never faded
-        inputs = put_preview(model, features, inputs, short=[True] * len(kept))
-    return Gated(
-        scored=scored,
-        hard_N=top_k(scored.logits_N, cells=grid.counts, kept=kept),
-        soft_N=soft_N,
-        kept_I=kept_I,
-        inputs=inputs,
-        arguments=inputs.forward_arguments(),
+    return softened(
+        model,
+        features,
+        keep=keep,
+        temperature=model.selector_config.temperature,
+        change=lambda images, gates: images.map(
+            lambda i, rows: rows * gates[i][:, None].to(rows.dtype)
+        ),
     )

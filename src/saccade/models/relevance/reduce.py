@@ -97,17 +97,17 @@ def reduce_with_arm(
     if scored is not None and arm.plain == "trained":
         moved_I = model.adapt(scored, kept, cells=grid.counts)
         kept = kept if moved_I is None else [round(k) for k in moved_I.tolist()]
-    if arm.how == "keep_all":
-        keep_N = torch.ones(sum(grid.counts), dtype=torch.bool, device=model.device)
-    else:
-        scores_N = _scores(model, batch, features, scored, arm=arm, kept=kept, seed=seed)
-        own = model.selector_config.set_step if arm.name == "trained" else None
-        scores_N = peers.with_set_step(scores_N, features, arm=arm, kept=kept, relevance=own)
-        keep_N = top_k(scores_N.to(model.device), cells=grid.counts, kept=kept)
     config = model.selector_config
     if arm.name == "trained" and config.coarse != 0 and scored is not None:
         inputs, chosen = _choose_detail(model, features, scored, kept=kept)
     else:
+        if arm.how == "keep_all":
+            keep_N = torch.ones(sum(grid.counts), dtype=torch.bool, device=model.device)
+        else:
+            scores_N = _scores(model, batch, features, scored, arm=arm, kept=kept, seed=seed)
+            own = config.set_step if arm.name == "trained" else None
+            scores_N = peers.with_set_step(scores_N, features, arm=arm, kept=kept, relevance=own)
+            keep_N = top_k(scores_N.to(model.device), cells=grid.counts, kept=kept)
         early = arm.trained and config.placement != "features"
         choose = _choose_early if early else _choose
         inputs, chosen = choose(model, features, keep_N)
