@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from saccade import cli_ablate, cli_app, cli_eval, cli_merge
+from saccade import cli_ablate, cli_app, cli_eval, cli_merge, cli_pipeline
 from saccade import cli_output as out
 from saccade.config.errors import InputError, OutsideError, Preempted, SaccadeError
 
@@ -280,6 +280,7 @@ def report(run: Run, as_json: AsJson = False) -> None:
 
 
 cli_ablate.register(app)
+cli_pipeline.register(app)
 
 
 app.command("app")(cli_app.open_app)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saccade.config.errors import InputError
+from saccade.training.rundir import MEASURING_KEYS
 
 if TYPE_CHECKING:
     from saccade.config.resolve import Resolved
@@ -24,11 +25,7 @@ if TYPE_CHECKING:
 TRAINING_FILE = Path(".training")
 SECRETS_FILE = Path(".env")
 DEFAULT_RUN = "relevance"
-FREE_AFTER_TRAINING = (
-    "eval", "data.eval", "data.on_error", "selector.keep", "selector.min_tokens",
-    "selector.max_tokens", "model.device", "model.dtype", "model.attention", "model.min_pixels",
-    "model.max_pixels", "run", "tracking",
-)  # fmt: skip
+FREE_AFTER_TRAINING = (*MEASURING_KEYS, "run", "tracking")
 """Keys and sections that may differ from the trained run when it is measured."""
 
 SOURCE_OF_SUFFIX = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}

@@ -38,6 +38,13 @@ Batch size and accumulation are free as long as their product with the number of
 the checkpoint checks that. `training.steps` is not free: the learning-rate schedule hangs on it.
 """
 
+MEASURING_KEYS = (
+    "eval", "data.eval", "data.on_error", "selector.keep", "selector.min_tokens",
+    "selector.max_tokens", "model.device", "model.dtype", "model.attention", "model.min_pixels",
+    "model.max_pixels",
+)  # fmt: skip
+"""Keys (and sections) that may differ from the trained run when it is measured."""
+
 LOCK_PATIENCE_SECONDS = 20.0
 """How long to wait for data-loading processes that outlive a killed owner of the lock."""
 GRACE_SECONDS = 1.0

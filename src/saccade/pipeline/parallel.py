@@ -1,0 +1,172 @@
+"""Run the stages of a pipeline as local processes, several at a time.
+
+A `Runner` flows in; every stage that is ready becomes `saccade pipeline run FILE --only STAGE`, a
+process of its own whose messages go to `runs/PIPELINE/logs/STAGE.log`. A stop request is passed on
+to all of them, once; they save and this process leaves with 143. After a failure nothing new is
+started, and what runs is waited for. Each child leaves when this process is gone.
+"""
+
+from __future__ import annotations
+
+import graphlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from saccade.config.errors import InputError, OutsideError, Preempted, SaccadeError
+from saccade.pipeline.execute import Runner, environment
+from saccade.pipeline.stage_state import Record
+from saccade.pipeline.stages import StageFailed
+from saccade.training.progress import duration
+
+POLL_SECONDS = 0.05
+ERRORS: dict[int, type[SaccadeError]] = {
+    2: InputError, 3: OutsideError, 143: Preempted,
+}  # fmt: skip
+
+
+@dataclass
+class Child:
+    """One stage in a process of its own."""
+
+    process: subprocess.Popen[str]
+    answer: IO[str]
+    log: Path
+
+
+@dataclass
+class _Parallel:
+    """The stages that run now, those that are ready, and the first error."""
+
+    runner: Runner
+    limit: int
+    file: str
+    running: dict[str, Child] = field(default_factory=dict)
+    error: SaccadeError | None = None
+    told: bool = False
+
+    def run(self) -> None:
+        """Start what is ready, collect what ends, until nothing is left or something failed."""
+        sorter = graphlib.TopologicalSorter(self.runner.plan.pipeline.graph())
+        sorter.prepare()
+        ready: list[str] = []
+        try:
+            while True:
+                ready += sorter.get_ready() if sorter.is_active() else ()
+                self._start(ready, sorter)
+                self._collect(sorter)
+                if not self.running and (self._closing() or not sorter.is_active()):
+                    break
+                self._pass_on_stop()
+                time.sleep(POLL_SECONDS if self.running else 0)
+        finally:
+            self._kill()
+        if self.runner.stop:
+            raise Preempted("stopped; the same command continues where it was")
+        if self.error is not None:
+            raise self.error
+
+    def _closing(self) -> bool:
+        return self.error is not None or bool(self.runner.stop)
+
+    def _start(self, ready: list[str], sorter: graphlib.TopologicalSorter[str]) -> None:
+        while ready and len(self.running) < self.limit and not self._closing():
+            name = ready.pop(0)
+            stage = self.runner.plan.stage(name)
+            self.runner.discard(stage)
+            record = self.runner.finished(stage)
+            if record is None:
+                self.running[name] = self._child(name)
+                self.runner.say(f"{name}: started (messages: {self.running[name].log})")
+                continue
+            self.runner.say(f"{name}: finished before")
+            self._settle(name, record, sorter)
+
+    def _settle(
+        self, name: str, record: Record | None, sorter: graphlib.TopologicalSorter[str]
+    ) -> None:
+        runner, stage = self.runner, self.runner.plan.stage(name)
+        try:
+            if record is None:
+                raise StageFailed(f"{name}: its artifacts are damaged; run the same command again")
+            runner.settle(stage, record)
+        except SaccadeError as error:
+            self.error = self.error or error
+            return
+        sorter.done(name)
+
+    def _child(self, name: str) -> Child:
+        log = self.runner.plan.root / "logs" / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        words = [sys.executable, "-m", "saccade.cli", "pipeline", "run", self.file]
+        words += [*self.runner.plan.overrides, "--only", name, "--json", "--attached"]
+        answer = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  closed by _end
+        with log.open("a", encoding="utf-8") as messages:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.PIPE,  # the child leaves when this closes
+                stdout=answer,
+                stderr=messages,
+                env=environment(self.runner.plan.stage(name)),
+                process_group=0,  # Ctrl+C comes here first; it is passed on once, as SIGTERM
+                text=True,
+            )
+        self.runner.stop.on_exit = self._kill
+        return Child(process, answer, log)
+
+    def _collect(self, sorter: graphlib.TopologicalSorter[str]) -> None:
+        for name, child in list(self.running.items()):
+            code = child.process.poll()
+            if code is None:
+                continue
+            del self.running[name]
+            answer = _end(child)
+            if code == 0:
+                self.runner.ran.append(name)
+                record = self.runner.finished(self.runner.plan.stage(name))
+                self._settle(name, record, sorter)
+                if name in self.runner.records:
+                    seconds = self.runner.records[name].seconds
+                    self.runner.say(f"{name}: done in {duration(seconds)}")
+            elif not self.runner.stop:
+                kind = ERRORS.get(code, StageFailed)
+                text = answer.get("error", f"{name}: its process ended with {code}")
+                self.error = self.error or kind(f"{text}\n  messages: {child.log}")
+                if len(self.running):
+                    self.runner.say(f"{name}: failed; waiting for {', '.join(self.running)}")
+
+    def _pass_on_stop(self) -> None:
+        if self.runner.stop and not self.told:
+            self.told = True
+            for child in self.running.values():
+                child.process.terminate()
+
+    def _kill(self) -> None:
+        for child in self.running.values():
+            child.process.kill()
+            _end(child)
+
+
+def run_in_parallel(runner: Runner, *, limit: int, file: str) -> None:
+    """Run the pipeline with at most `limit` stages at a time; `file` is how it was named."""
+    _Parallel(runner, limit, file).run()
+
+
+def _end(child: Child) -> dict[str, str]:
+    """Wait for a child that ended, and read the last line it answered."""
+    assert child.process.stdin is not None
+    with suppress(BrokenPipeError):
+        child.process.stdin.close()
+    child.process.wait()
+    with child.answer as answer:
+        answer.seek(0)
+        lines = answer.read().splitlines()
+    with suppress(ValueError, IndexError):
+        return json.loads(lines[-1])
+    return {}
