@@ -110,7 +110,10 @@ def evaluate(
 
 
 def _score(opened: RunDir, *, rejudge: bool, **wanted: Any) -> tuple[dict[str, Any], Any]:
+    from rich.console import Group
+
     from saccade.evaluation import run as worker
+    from saccade.evaluation.dataset_scores import scores_table
     from saccade.evaluation.table import evaluation_table
 
     if rejudge:
@@ -118,7 +121,8 @@ def _score(opened: RunDir, *, rejudge: bool, **wanted: Any) -> tuple[dict[str, A
     else:
         with out.progress_bar() as progress:
             result = worker.evaluate_run(opened, progress=progress, **wanted)
-    return result, evaluation_table(result)
+    table = evaluation_table(result)
+    return result, Group(table, scores_table(result)) if result["scores"] else table
 
 
 def _heat_maps(opened: RunDir, *, arm: str, **wanted: Any) -> tuple[dict[str, Any], Any]:

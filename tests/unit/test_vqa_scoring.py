@@ -100,7 +100,8 @@ def test_soft_accuracy_leaves_one_person_out_at_a_time(
 ) -> None:
     assert agreement([True] * agreeing + [False] * (of - agreeing)) == pytest.approx(score)
     people = ["net"] * agreeing + ["mesh"] * (of - agreeing)
-    assert vqa_official("The net.", people) == pytest.approx(score)
+    differ = len(set(people)) > 1
+    assert vqa_official("The net." if differ else "net", people) == pytest.approx(score)
     assert vqa_evalai("The net.", people) == pytest.approx(score)
 
 
@@ -109,20 +110,51 @@ def test_nobody_to_compare_with_is_an_error() -> None:
         vqa_official("net", [])
 
 
-def test_the_official_script_leaves_peoples_words_as_they_are() -> None:
+def test_the_official_script_touches_no_words_where_all_people_agree() -> None:
     agreed = ["two cats"] * 10
-    assert vqa_official("two cats", agreed) == 0.0  # said "2 cats" after normalising
-    assert vqa_evalai("two cats", agreed) == 1.0
-    nearly = ["yes."] * 9 + ["no"]
-    assert vqa_official("yes", nearly) == 1.0  # people differ, so their punctuation goes
-    assert vqa_official("yes", ["yes."] * 10) == 0.0  # all agree, so nothing of theirs does
-    assert vqa_evalai("yes", ["yes."] * 10) == 1.0
-    assert vqa_official("Yes", ["Yes"] * 9 + ["no"]) == 0.0  # their capitals stay
+    assert vqa_official("two cats", agreed) == vqa_evalai("two cats", agreed) == 1.0
+    assert vqa_official("2 cats", agreed) == 0.0  # as it stands, it is another text
+    assert vqa_evalai("2 cats", agreed) == 1.0
+    for said in ("Yes", "yes.", "the yes"):
+        assert vqa_official(said, ["yes"] * 10) == 0.0
+        assert vqa_evalai(said, ["yes"] * 10) == 1.0
+    assert vqa_official(" yes\n", ["yes", "yes ", "\tyes"] * 3) == 1.0  # but for outer space
+    assert vqa_official("no one", ["no\tone"] * 10) == 1.0
+
+
+@pytest.mark.parametrize("said", ["2 cats", "Two cats.", "the two cats", "two, cats"])
+def test_the_official_script_normalises_both_sides_where_people_differ(said: str) -> None:
+    nearly = ["two cats"] * 4 + ["Two Cats."] * 5 + ["3 cats"]
+    assert vqa_official(said, nearly) == vqa_evalai(said, nearly) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("said", "people", "official", "evalai"),
+    [
+        # one comma between words: a space, or nothing at all
+        ("red blue", ["red,blue"] * 9 + ["x"], 1.0, 0.0),
+        ("redblue", ["red,blue"] * 9 + ["x"], 0.0, 1.0),
+        # a thousands comma makes every mark of the official script vanish
+        ("10002000", ["1,000-2,000"] * 9 + ["x"], 1.0, 0.0),
+        ("1000 2000", ["1,000-2,000"] * 9 + ["x"], 0.0, 1.0),
+        # a possessive is split off by one; both sides get the same, so equal texts still match
+        ("cat's", ["cat's"] * 9 + ["x"], 1.0, 1.0),
+        ("cat 's", ["cat's"] * 9 + ["x"], 0.0, 1.0),
+        # the two people who wrote it differently count for one and not for the other
+        ("red blue", ["red,blue"] * 2 + ["red blue"] * 2 + ["x"] * 6, 1.0, 0.6),
+        ("why not", ["why?not"] * 2 + ["x"] * 8, 0.6, 0.0),
+    ],
+)
+def test_the_two_normalisers_score_the_same_answers_differently(
+    said: str, people: list[str], official: float, evalai: float
+) -> None:
+    assert vqa_official(said, people) == pytest.approx(official)
+    assert vqa_evalai(said, people) == pytest.approx(evalai)
 
 
 def test_an_empty_answer_matches_only_people_who_said_nothing() -> None:
     people = ["", "", "the", *["cat"] * 7]
-    assert vqa_official("", people) == pytest.approx(0.6)
+    assert vqa_official("", people) == pytest.approx(0.9)  # "the" normalises to nothing, too
     assert vqa_evalai("", people) == pytest.approx(0.9)
     assert vqa_official("", ["cat"] * 10) == 0.0
 

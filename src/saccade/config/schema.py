@@ -19,7 +19,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Budget = Annotated[int, Field(ge=1)] | Fraction
 """Visual tokens to keep per image: an int >= 1 is a count, a float in (0, 1] a share."""
-RowField = Literal["id", "image", "question", "answer", "kind", "history", "messages"]
+RowField = Literal["id", "image", "question", "answer", "kind", "history", "messages", "objects"]
 """What a column of a row may hold."""
 
 
@@ -222,6 +222,16 @@ class ScenesSource(Node):
     """Seed of the stream of scenes."""
 
 
+class ProbingSource(ScenesSource):
+    """Generated scenes again, with yes/no questions about what they show (POPE)."""
+
+    type: Literal["probing"] = "probing"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Kind of source."""
+    negatives: Literal["random", "adversarial"] = "adversarial"
+    """What the questions answered by no ask for: any absent object, or one whose colour and shape
+    are both there, in two objects."""
+
+
 class JsonlSource(Node):
     """One JSON object per line; column names are mapped below."""
 
@@ -235,6 +245,8 @@ class JsonlSource(Node):
     """How a cell of the image column becomes a path, e.g. `images/{}.png`."""
     columns: dict[RowField, str | int] = {}
     """Column (name, or position in a list row) for each field; default: the field's own name."""
+    ask: str | None = None
+    """Question put to every row instead of a question column, e.g. `Describe the picture.`"""
     limit: PositiveInt | None = None
     """Use only the first rows."""
 
@@ -250,6 +262,8 @@ class ParquetSource(Node):
     """Folder that image paths are relative to; default: the file's own folder."""
     columns: dict[RowField, str] = {}
     """Column name for each field; default: the field's own name."""
+    ask: str | None = None
+    """Question put to every row instead of a question column, e.g. `Describe the picture.`"""
     limit: PositiveInt | None = None
     """Use only the first rows."""
 
@@ -268,6 +282,8 @@ class FolderSource(Node):
     """How a cell of the image column becomes a path below the folder, e.g. `images/{}.png`."""
     columns: dict[RowField, str | int] = {}
     """Column (name, or position in a list row) for each field; default: the field's own name."""
+    ask: str | None = None
+    """Question put to every row instead of a question column, e.g. `Describe the picture.`"""
     limit: PositiveInt | None = None
     """Use only the first rows."""
 
@@ -287,6 +303,8 @@ class HubSource(Node):
     """Hub revision to load."""
     columns: dict[RowField, str] = {}
     """Column name for each field; default: the field's own name."""
+    ask: str | None = None
+    """Question put to every row instead of a question column, e.g. `Describe the picture.`"""
     limit: PositiveInt | None = None
     """Use only the first rows."""
 
@@ -316,9 +334,10 @@ class LayoutSource(Node):
 
 
 Source = Annotated[
-    ScenesSource | JsonlSource | ParquetSource | FolderSource | HubSource | LayoutSource,
+    ScenesSource | JsonlSource | ParquetSource | FolderSource | HubSource | LayoutSource
+    | ProbingSource,
     Field(discriminator="type"),
-]
+]  # fmt: skip
 
 
 class DataConfig(Node):
@@ -412,10 +431,12 @@ class EvalConfig(Node):
     """Longest answer generated."""
     metric: Literal[
         "auto", "accuracy", "exact_match", "vqa_official", "vqa_evalai", "anls",
-        "relaxed_accuracy",
+        "relaxed_accuracy", "cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l",
     ] = "auto"  # fmt: skip
     """How answers are scored; `auto` is the benchmark's own metric, else `accuracy` (the verdict
     of the question's kind)."""
+    vocabulary: str = "coco"
+    """Objects that caption hallucination looks for: `coco`, `scenes`, or a JSON file of them."""
     seeds: PositiveInt = 3
     """Repetitions of the arms that draw at random."""
 

@@ -26,7 +26,7 @@ from saccade.data.turns import Conversation, place_images, read_history, read_me
 
 Column = str | int
 
-FIELDS = ("id", "image", "question", "answer", "kind", "history", "messages")
+FIELDS = ("id", "image", "question", "answer", "kind", "history", "messages", "objects")
 REQUIRED = ("question", "answer")
 PLURALS = {"image": "images", "answer": "answers", "messages": "conversations"}
 
@@ -50,6 +50,7 @@ class RowReader:
     columns: Mapping[str, Column]
     image_root: Path
     image_format: str = "{}"
+    ask: str | None = None
 
     def sample(self, row: Row, *, where: str, default_id: str) -> Sample:
         """Return the row as a sample; raises `DataError` at the first thing that is wrong."""
@@ -75,7 +76,7 @@ class RowReader:
             image_key=image_key(images),
             turns=tuple(zip(asked[:-1], replies, strict=True)),
             image_turns=image_turns,
-            facts={"human_answers": given} if len(given) > 1 else {},
+            facts=self._facts(row, given=given, where=where),
         )
 
     def images(self, row: Row, *, where: str) -> tuple[ImageRef, ...]:
@@ -117,7 +118,7 @@ class RowReader:
         """The row's turns: a question of its own, one with a history, or messages."""
         if self.columns.get("messages") is not None:
             return read_messages(self._cell(row, "messages", where=where), where=where)
-        question = self._cell(row, "question", where=where)
+        question = self.ask or self._cell(row, "question", where=where)
         if not isinstance(question, str):
             raise _wrong_type("question", question, where=where, wanted="text")
         history = read_history(self._cell(row, "history", where=where), where=where)
@@ -131,6 +132,16 @@ class RowReader:
         if not cells:
             raise DataError("the list of answers is empty", where=where, fix="give one answer")
         return tuple(_answer(inner, where=where) for inner in cells)
+
+    def _facts(self, row: Row, *, given: tuple[str, ...], where: str) -> dict[str, Any]:
+        """What is for measuring only: everybody's answers, and objects known to be there."""
+        facts: dict[str, Any] = {"human_answers": given} if len(given) > 1 else {}
+        if "objects" in self.columns:
+            cell = self._cell(row, "objects", where=where) or []
+            if not isinstance(cell, list | tuple) or not all(isinstance(one, str) for one in cell):
+                raise _wrong_type("objects", cell, where=where, wanted="a list of names")
+            facts["objects"] = tuple(cell)
+        return facts
 
     def _scalar(self, row: Row, field: str, *, where: str) -> str:
         """An optional name such as id or kind as text; empty when absent."""
@@ -195,8 +206,8 @@ def match_columns(
     found: dict[str, Column] = {}
     chat = _is_chat(wanted, available)
     for field in FIELDS:
-        if field == "messages" and not chat:
-            continue
+        if (field == "messages" and not chat) or (field == "objects" and field not in wanted):
+            continue  # many data sets have objects of another kind; these are asked for by name
         if field in wanted:
             if wanted[field] == "":
                 continue
@@ -225,7 +236,10 @@ def _is_chat(wanted: Mapping[Any, Column], available: list[str]) -> bool:
 
 def _match_positions(wanted: Mapping[Any, Column], *, width: int, where: str) -> dict[str, Column]:
     found = {field: column for field, column in wanted.items() if column != ""}
-    absent = [field for field in REQUIRED if not {field, "messages"} & found.keys()]
+    absent = [
+        field for field in REQUIRED
+        if not {field, "messages"} & found.keys() and wanted.get(field) != ""
+    ]  # fmt: skip
     named = [field for field, column in found.items() if not isinstance(column, int)]
     if absent or named:
         raise InputError(

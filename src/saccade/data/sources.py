@@ -20,6 +20,7 @@ from saccade.config.schema import (
     JsonlSource,
     LayoutSource,
     ParquetSource,
+    ProbingSource,
     ScenesSource,
     Source,
 )
@@ -89,12 +90,17 @@ class TableSource:
     def fingerprint(self) -> str:
         """Hash of the index's content and of how it is read; the images are not opened."""
         reading = [sorted(self.reader.columns.items()), self.reader.image_format, self._length]
+        reading += [self.reader.ask] if self.reader.ask else []
         text = self.table.digest() + json.dumps(reading)
         return "table:" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def open_source(source: Source) -> SampleSource:
     """Open a source; raises `InputError` for a missing file or column, not for broken rows."""
+    if isinstance(source, ProbingSource):
+        from saccade.data.generate.probing import ProbingScenes
+
+        return ProbingScenes(source)
     if isinstance(source, ScenesSource):
         from saccade.data.generate.scenes import SceneSource
 
@@ -168,12 +174,14 @@ def _table_source(
     table: Table, source: JsonlSource | ParquetSource | FolderSource | HubSource
 ) -> TableSource:
     label = str(table.path)
-    columns = match_columns(source.columns, available=table.columns(), where=label)
+    wanted = {**source.columns, **({"question": ""} if source.ask else {})}
+    columns = match_columns(wanted, available=table.columns(), where=label)
     table.select([str(column) for column in columns.values()])
     reader = RowReader(
         columns=columns,
         image_root=_image_root(source),
         image_format=_checked_format(getattr(source, "image_format", "{}"), where=label),
+        ask=source.ask,
     )
     folder = isinstance(source, FolderSource)
     name = source.path.resolve().name if folder else table.path.stem

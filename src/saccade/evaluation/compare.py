@@ -25,6 +25,7 @@ from saccade.config.errors import InputError
 from saccade.config.schema import Budget, Config
 from saccade.data.sources import SampleSource, open_source
 from saccade.evaluation.cells import Cell, CellStore, plan_cells
+from saccade.evaluation.dataset_scores import judged_together
 from saccade.evaluation.load import (
     LoadedRun,
     Progress,
@@ -239,7 +240,7 @@ class Comparison:
     def result(self, cells: Sequence[Cell], costs: Measured) -> dict[str, Any]:
         """Summarise the stored answers of this comparison's samples."""
         answers = {
-            cell: [a for i, a in self.store.answers(cell).items() if i in self.ids]
+            cell: judged_together([a for i, a in self.store.answers(cell).items() if i in self.ids])
             for cell in cells
         }
         if not any(answers.values()):

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from saccade.data.samples import Sample
-from saccade.evaluation.statistics import wilson_interval
+from saccade.evaluation.statistics import normal_interval, wilson_interval
 from saccade.scoring.answers import score_answer
+from saccade.scoring.captions import UNBOUNDED
 from saccade.training.rundir import write_atomically
 
 
@@ -43,6 +44,7 @@ class Prediction:
     metric: str = "accuracy"  # how the answer was scored
     score: float | None = None  # partial credit, where the metric gives any
     people: tuple[str, ...] = ()  # every person's answer, where a metric counts them
+    objects: tuple[str, ...] = ()  # what the pictures are known to show, where the data say so
 
     @property
     def value(self) -> float:
@@ -54,7 +56,7 @@ class Prediction:
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Prediction:
-        names = ("answers", "full", "kept", "encoded", "people")
+        names = ("answers", "full", "kept", "encoded", "people", "objects")
         lists = {name: tuple(row.get(name, ())) for name in names}
         return cls(**{**row, **lists})
 
@@ -92,6 +94,7 @@ def make_prediction(
         late_tokens=late_tokens,
         metric=sample.facts.get("metric", "accuracy") if metric == "auto" else metric,
         people=tuple(sample.facts.get("human_answers", ())),
+        objects=tuple(sample.facts.get("objects", ())),
     )
     return rejudged(made)
 
@@ -147,15 +150,21 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 
 def accuracy(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Mean worth of the answers with its 95 % Wilson interval and the sample count.
-
-    With partial credit the interval is a little too wide: scores between 0 and 1 spread less than
-    the coin flips it assumes.
-    """
-    right = sum(p.value for p in predictions)
-    low, high = wilson_interval(right, total=len(predictions))
-    share = right / len(predictions) if predictions else 0.0
+    """Mean worth of the answers with its 95 % interval and the sample count."""
+    share = sum(p.value for p in predictions) / max(1, len(predictions))
+    low, high = worth_interval(share, of=predictions)
     return {"accuracy": share, "low": low, "high": high, "samples": len(predictions)}
+
+
+def worth_interval(mean: float, *, of: Sequence[Prediction]) -> tuple[float, float]:
+    """95 % interval of the mean worth: Wilson's, or a normal one where worth is no share.
+
+    With partial credit Wilson's is a little too wide: scores between 0 and 1 spread less than the
+    coin flips it assumes.
+    """
+    if any(one.metric in UNBOUNDED for one in of):
+        return normal_interval(mean, values=[one.value for one in of])
+    return wilson_interval(mean * len(of), total=len(of))
 
 
 def accuracy_by_kind(predictions: Sequence[Prediction]) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from saccade.config.errors import InputError
 from saccade.config.schema import Budget, Source
 from saccade.data.samples import DataError
 from saccade.data.sources import open_source
+from saccade.evaluation.dataset_scores import dataset_scores, is_caption, judged_together
 from saccade.evaluation.load import (
     LoadedRun,
     Progress,
@@ -37,7 +39,6 @@ from saccade.evaluation.records import (
     read_predictions,
     rejudged,
     token_counts,
-    worth_of,
     write_json,
     write_predictions,
 )
@@ -123,13 +124,18 @@ def evaluation_file(run: RunDir) -> Path:
 
 
 def majority_answers(train: Source, *, limit: int = MAJORITY_SAMPLES) -> dict[str, str]:
-    """The commonest training answer of each question kind; ties go to the one seen first."""
+    """The commonest training answer of each question kind; ties go to the one seen first.
+
+    Answers are counted in normal form and told as first written: a caption needs its articles.
+    """
     source = open_source(train)
     samples, _ = read_samples(source, select_indices(source, limit=limit), skip_broken=True)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
+    spelled: dict[str, str] = {}
     for sample in samples:
         counts[sample.kind][normalise(sample.answer)] += 1
-    return {kind: counts[kind].most_common(1)[0][0] for kind in sorted(counts)}
+        spelled.setdefault(normalise(sample.answer), sample.answer)
+    return {kind: spelled[counts[kind].most_common(1)[0][0]] for kind in sorted(counts)}
 
 
 def majority_accuracy(
@@ -137,11 +143,19 @@ def majority_accuracy(
 ) -> dict[str, float]:
     """Accuracy of always giving the kind's commonest training answer: per kind, and `all`."""
     hits: dict[str, list[float]] = defaultdict(list)
-    for one in predictions:
-        worth = worth_of(majority.get(one.kind, ""), to=one)
-        hits[one.kind].append(worth)
-        hits["all"].append(worth)
+    blind = [rejudged(replace(one, prediction=majority.get(one.kind, ""))) for one in predictions]
+    for one in judged_together(blind):
+        hits[one.kind].append(one.value)
+        hits["all"].append(one.value)
     return {kind: sum(values) / len(values) for kind, values in sorted(hits.items())}
+
+
+def set_scores(run: RunDir, predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """`scores` of the whole set, and the `vocabulary` they read objects with."""
+    vocabulary = run.config().eval.vocabulary
+    captions = any(is_caption(one) for one in predictions)
+    named: dict[str, Any] = {"vocabulary": vocabulary} if captions else {}
+    return {"scores": dataset_scores(predictions, vocabulary=vocabulary), **named}
 
 
 def _answer_all(
@@ -176,12 +190,14 @@ def _answer_all(
 
 
 def _write(run: RunDir, predictions: list[Prediction], details: dict[str, Any]) -> dict[str, Any]:
+    predictions = judged_together(predictions)
     majority = majority_accuracy(predictions, majority=details.get("majority_answers", {}))
     kinds = accuracy_by_kind(predictions)
     stored = _stored(run)
     result = {
         **({"official": stored["official"]} if "official" in stored else {}),
         **details,
+        **set_scores(run, predictions),
         "metrics": sorted({one.metric for one in predictions}),
         **accuracy(predictions),
         "majority": majority["all"],

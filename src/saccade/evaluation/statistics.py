@@ -44,6 +44,12 @@ def wilson_interval(correct: float, *, total: int) -> tuple[float, float]:
     return (0.0 if correct <= 0 else low), (1.0 if correct >= total else high)
 
 
+def normal_interval(mean: float, *, values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of values that are not negative, from their spread."""
+    half = Z_95 * mean_sd(values)[1] / math.sqrt(max(1, len(values)))
+    return max(0.0, mean - half), mean + half
+
+
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation (0 for fewer than two values)."""
     if not values:

@@ -15,8 +15,14 @@ from typing import Any
 
 from saccade.config.schema import Budget
 from saccade.evaluation.cells import Cell, budget_label
-from saccade.evaluation.records import Prediction, accuracy_by_kind, token_counts, write_json
-from saccade.evaluation.statistics import mean_sd, paired_difference, wilson_interval
+from saccade.evaluation.records import (
+    Prediction,
+    accuracy_by_kind,
+    token_counts,
+    worth_interval,
+    write_json,
+)
+from saccade.evaluation.statistics import mean_sd, paired_difference
 from saccade.models import flops
 
 Answers = Mapping[Cell, Sequence[Prediction]]
@@ -143,7 +149,7 @@ def _row(
     per_seed = [sum(a.value for a in one) / len(one) for one in repeats]
     mean, sd = mean_sd(per_seed)
     pooled = [answer for one in repeats for answer in one]
-    low, high = wilson_interval(mean * len(repeats[0]), total=len(repeats[0]))
+    low, high = worth_interval(mean, of=repeats[0])
     kinds = [accuracy_by_kind(one) for one in repeats]
     cost = costs.of(cell)
     spent, full = _mean_flops(config, pooled, cell=cell, cost=cost)

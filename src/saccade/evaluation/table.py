@@ -94,7 +94,8 @@ def evaluation_table(result: Row) -> Table:
     title = ", ".join([f"{result['samples']} held-out questions", *metrics])
     table = Table(title=title, title_justify="left")
     table.add_column("kind")
-    for name in ("accuracy", "95% interval", "majority", "questions"):
+    worth = metrics[0] if len(metrics) == 1 and metrics == list(result["metrics"]) else "accuracy"
+    for name in (worth, "95% interval", "majority", "questions"):
         table.add_column(name, justify="right")
     scores = [*result["kinds"].items(), ("all", result)]
     for kind, score in scores:

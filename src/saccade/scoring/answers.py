@@ -5,7 +5,7 @@ metric, or what a blind guesser would reach. The published metrics live in `vqa.
 here is meant for people and departs from the VQA script: apostrophes are dropped instead of
 repaired from a word list, a minus sign before a digit stays, number words reach twenty, every
 comparison is normalised on both sides, and a text that would normalise to nothing ("a", "the") is
-kept. Left out: captions and points.
+kept. Captions go to `captions.py`. Left out: points.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from saccade.data.samples import Sample
+from saccade.scoring.captions import CAPTION_METRICS, caption_score
 from saccade.scoring.vqa import METRICS, agreement
+from saccade.scoring.yes_no import yes_or_no
 
 ARTICLES = {"a", "an", "the"}
 COUNTED = (
@@ -67,12 +69,15 @@ def score_answer(
     metric: str = "accuracy",
     people: Sequence[str] = (),
 ) -> float:
-    """What an answer is worth, in [0, 1], under `accuracy` or one of `vqa.METRICS`.
+    """What an answer is worth under `accuracy`, one of `vqa.METRICS` or a caption metric.
 
     `people` are all human answers, one per person; metrics that count them fall back to `answers`.
+    CIDEr-D tells something only of many captions together and is 0 here.
     """
     if metric == "accuracy":
         return float(is_correct(prediction, answers, kind=kind))
+    if metric in CAPTION_METRICS:
+        return caption_score(metric, prediction, references=people or answers)
     counted = people if metric.startswith("vqa_") and people else answers
     return METRICS[metric](prediction, counted)
 
@@ -131,6 +136,11 @@ def _same_yes_no(prediction: str, answer: str) -> bool:
     return left[:1] == right[:1]
 
 
+def _same_claim(prediction: str, answer: str) -> bool:
+    """A "no" anywhere in the first sentence counts, as probing reads answers."""
+    return yes_or_no(prediction) is yes_or_no(answer)
+
+
 RULES: dict[str, Callable[[str, str], bool]] = {
     "digit": _same_number,
     "count": _same_number,
@@ -138,5 +148,6 @@ RULES: dict[str, Callable[[str, str], bool]] = {
     "word": _same_reading,
     "ocr": _same_reading,
     "yes/no": _same_yes_no,
+    "presence": _same_claim,
 }
 """Rule by question kind; any other kind compares normalised text."""

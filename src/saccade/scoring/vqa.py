@@ -62,7 +62,7 @@ _DIGIT_COMMA = {
 
 
 def normalise_official(text: str) -> str:
-    """What VQAEval makes of a model's answer before it is compared."""
+    """What VQAEval makes of an answer, a model's or a person's, where people differ."""
     return _words(_strip_marks(_one_line(text).strip(), comma=_DIGIT_COMMA["vqa_official"]))
 
 
@@ -77,17 +77,18 @@ def normalise_evalai(text: str) -> str:
 
 
 def vqa_official(prediction: str, people: Sequence[str]) -> float:
-    """VQA accuracy as the challenge's script computes it.
+    """VQA accuracy as the challenge's script computes it (GT-Vision-Lab/VQA at a013f00).
 
-    The script normalises the prediction in full but people's answers only in their punctuation,
-    and not even that when all of them agree; VQA v2 ships them in normal form. Letter case,
-    articles and number words in people's answers therefore must not be there.
+    Where people differ, the prediction and all their answers are normalised. Where all of them
+    agree nobody's words are touched (its authors' reason: text read off an image), so there "Yes."
+    is no match for ten times "yes". The script's earlier form, which other tools still carry,
+    normalised the prediction always and of people's answers only the punctuation.
     """
-    wanted = normalise_official(prediction)
-    given = list(people)
+    said = _one_line(prediction).strip()
+    given = [_one_line(one).strip() for one in people]
     if len(set(given)) > 1:
-        given = [_strip_marks(one, comma=_DIGIT_COMMA["vqa_official"]) for one in given]
-    return agreement([one == wanted for one in given])
+        said, given = normalise_official(said), [normalise_official(one) for one in given]
+    return agreement([one == said for one in given])
 
 
 def vqa_evalai(prediction: str, people: Sequence[str]) -> float:

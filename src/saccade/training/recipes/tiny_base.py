@@ -154,7 +154,8 @@ class TinyBaseRecipe:
 
     def train_source(self) -> SampleSource:
         source = self.config.data.train
-        if isinstance(source, ScenesSource) and self.config.tiny_base.small_share > 0:
+        starts_small = self.config.tiny_base.small_share > 0
+        if starts_small and isinstance(source, ScenesSource) and source.type == "scenes":
             return CurriculumSource(self.config, source)
         return open_source(source)
 
