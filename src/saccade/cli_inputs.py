@@ -27,7 +27,7 @@ DEFAULT_RUN = "relevance"
 FREE_AFTER_TRAINING = (
     "eval", "data.eval", "data.on_error", "selector.keep", "selector.min_tokens",
     "selector.max_tokens", "model.device", "model.dtype", "model.attention", "model.min_pixels",
-    "model.max_pixels", "run", "tracking",
+    "model.max_pixels", "run", "tracking", "launch",
 )  # fmt: skip
 """Keys and sections that may differ from the trained run when it is measured."""
 
@@ -64,10 +64,15 @@ def split_words(words: Sequence[str] | None) -> tuple[str | None, list[str]]:
 
 
 def resolve_words(words: Sequence[str] | None, *, file: Path | None = None) -> Resolved:
-    """Resolve what was typed on top of `./.training` and the environment."""
+    """Resolve what was typed on top of `./.training` and the environment.
+
+    A launched job has its resolved file (SACCADE_CONFIG): there, only what is typed counts.
+    """
     from saccade.config.resolve import resolve
 
     recipe, overrides = split_words(words)
+    if os.environ.get("SACCADE_CONFIG"):
+        return resolve(recipe, overrides=overrides, file=file)
     return resolve(
         recipe,
         overrides=overrides,
