@@ -126,7 +126,7 @@ def draw_comparison(axes: Axes, result: Row, *, x: XAxis, theme: Theme) -> None:
             xytext=(2, 4), textcoords="offset points", color=theme.muted, fontsize=8.5,
         )  # fmt: skip
     _finish_axes(axes, rows, x=x)
-    _label_ends(axes, ends, x=x)
+    _label_ends(axes, ends, x=x, taken=None if full is None else 100 * full["accuracy"])
 
 
 def _shown(row: Row, x: XAxis) -> bool:
@@ -190,14 +190,21 @@ def _spaced(values: Sequence[float], *, ratio: float = 1.3) -> list[float]:
     return ticks
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[Row, str, bool]], *, x: XAxis) -> None:
-    """Name every line at its right end, moved apart where lines end together."""
+def _label_ends(
+    axes: Axes, ends: Sequence[tuple[Row, str, bool]], *, x: XAxis, taken: float | None
+) -> None:
+    """Name every line at its right end, moved apart where lines end together.
+
+    No name is written across the level `taken` (the line of all tokens).
+    """
     low, high = axes.get_ylim()
     gap = (high - low) / 21
     placed: list[float] = []
     for row, color, emphasised in sorted(ends, key=lambda end: end[0]["accuracy"]):
         y = 100 * row["accuracy"]
         height = max(y, placed[-1] + gap) if placed else y
+        if taken is not None and abs(height - taken) < gap / 2:
+            height = taken + gap / 2
         placed.append(height)
         title = row["title"].removesuffix(" (equal FLOPs)")
         axes.annotate(

@@ -11,7 +11,8 @@ tensions act, and are logged:
   soft the gate is;
 - focus / diversify: how much a cell is lowered for resembling cells that score higher.
 
-Left out: the split of the budget into fine and coarse tokens (there are no coarse tokens yet).
+Left out: the split of the budget into fine and coarse tokens (`detail.py`, which may follow the
+first tension).
 
 Shapes: I images, H x W grid, W selector width, K scores, A anchors.
 """

@@ -26,6 +26,7 @@ from saccade.models.relevance.allocate import lattice, top_k
 from saccade.models.relevance.baselines import ArmInfo
 from saccade.models.relevance.detail import plan_detail
 from saccade.models.relevance.glance import preview_positions
+from saccade.models.relevance.grids import CellGrid
 from saccade.models.relevance.prune import (
     ImageTokens,
     LanguageInputs,
@@ -151,19 +152,17 @@ def _choose_detail(
         for scores_HW, k, share in zip(grid.split(scored.logits_N), kept, shares, strict=True)
     ]  # fmt: skip
     whole = features.whole()
-    image_BL = whole.input_ids_BS == markers.image
-    positions_3BL = whole.positions_3BS.float()
-    own_3N = positions_3BL[:, image_BL]
-    pooled = []
-    for plan, part_3N in zip(plans, own_3N.split(grid.counts, dim=1), strict=True):
-        placed_3N = part_3N.clone()
-        placed_3N[:, plan.first_N] = plan.pool(part_3N.T).T
-        pooled.append(placed_3N)
-    positions_3BL[:, image_BL] = torch.cat(pooled, dim=1)
+
+    def place(i: int, own_3N: Tensor) -> Tensor:
+        placed_3N = own_3N.clone()
+        placed_3N[:, plans[i].first_N] = plans[i].pool(own_3N.T).T
+        return placed_3N
+
     assert whole.images is not None
     images = whole.images.map(lambda i, rows: plans[i].pool(rows))
     inputs = drop_tokens(
-        replace(whole, positions_3BS=positions_3BL), torch.cat([p.first_N for p in plans]),
+        _moved(whole, grid, place, image_token=markers.image),
+        torch.cat([plan.first_N for plan in plans]),
         image_token=markers.image, pad_token=markers.pad,
     )  # fmt: skip
     chosen = [
@@ -279,19 +278,14 @@ def _pooled(model: RelevanceModel, features: VisualFeatures, *, kept: list[int])
     assert inputs.images is not None
     targets = [lattice(h, w, kept=k) for (h, w), k in zip(grid.sizes, kept, strict=True)]
     keep_N = _first_cells(grid.counts, [a * b for a, b in targets], device=model.device)
-    positions_3BL = inputs.positions_3BS.float()
-    image_BL = inputs.input_ids_BS == model.markers.image
-    packed_3N = positions_3BL[:, image_BL]
-    pieces = []
-    for i, part_3N in enumerate(packed_3N.split(grid.counts, dim=1)):
-        pooled_3A = baselines.pool_positions(part_3N, size=grid.sizes[i], target=targets[i])
-        rest = part_3N.shape[1] - pooled_3A.shape[1]
-        pieces.append(torch.nn.functional.pad(pooled_3A, (0, rest)))
-    positions_3BL = positions_3BL.clone()
-    positions_3BL[:, image_BL] = torch.cat(pieces, dim=1)
     markers = model.markers
+
+    def place(i: int, own_3N: Tensor) -> Tensor:
+        pooled_3A = baselines.pool_positions(own_3N, size=grid.sizes[i], target=targets[i])
+        return F.pad(pooled_3A, (0, own_3N.shape[1] - pooled_3A.shape[1]))
+
     dropped = drop_tokens(
-        replace(inputs, positions_3BS=positions_3BL), keep_N,
+        _moved(inputs, grid, place, image_token=markers.image), keep_N,
         image_token=markers.image, pad_token=markers.pad,
     )  # fmt: skip
     images = inputs.images.map(
@@ -299,6 +293,21 @@ def _pooled(model: RelevanceModel, features: VisualFeatures, *, kept: list[int])
     )
     encoded = features.grid.counts
     return _replaced(replace(dropped, images=images), features, targets, encoded=encoded)
+
+
+def _moved(
+    inputs: LanguageInputs,
+    grid: CellGrid,
+    place: Callable[[int, Tensor], Tensor],
+    *,
+    image_token: int,
+) -> LanguageInputs:
+    """The inputs with image i's positions [3, N] replaced by `place(i, positions)`."""
+    positions_3BL = inputs.positions_3BS.float().clone()
+    image_BL = inputs.input_ids_BS == image_token
+    parts = positions_3BL[:, image_BL].split(grid.counts, dim=1)
+    positions_3BL[:, image_BL] = torch.cat([place(i, p) for i, p in enumerate(parts)], dim=1)
+    return replace(inputs, positions_3BS=positions_3BL)
 
 
 def _resized(

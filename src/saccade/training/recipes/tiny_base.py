@@ -4,10 +4,11 @@ In go samples; out comes a plain base model folder (weights, tokenizer, processo
 other recipe loads. All questions about an image share one packed row. On generated scenes an
 auxiliary loss names each cell's content from its visual token: without it the language loss alone
 stays at chance for a very long time, because nothing tells the vision tower what to represent. A
-second one draws the middle layer's attention to the cells that carry the answer. Both use facts
-only the generator knows, and neither exists at inference. `tiny_base.train` picks the part that
-learns: first the vision tower by itself (a step needs no language model), then the language model
-behind a tower whose blocks stand still.
+second one draws the middle layer's attention to the cells that carry the answer. Part of the
+pictures have holes (`holes.py`), so that the base can read what a selector leaves of one. All three
+use facts only the generator knows, and none exists at inference. `tiny_base.train` picks the part
+that learns: first the vision tower by itself (a step needs no language model), then the language
+model behind a tower whose blocks stand still.
 Left out: LoRA and freezing (those are stages).
 
 Shapes: R rows (images), L tokens, N cells of all images, D width, V vocabulary.
@@ -37,6 +38,7 @@ from saccade.models.losses import supervised_loss
 from saccade.models.relevance.teacher import eager_attention
 from saccade.models.tiny import build_model, build_processor, build_tokenizer, tiny_config
 from saccade.scoring.accuracy import accuracy_by_kind
+from saccade.training.recipes.holes import punch_holes
 
 BACKGROUND_WEIGHT = 0.1
 """Cells without the attribute outnumber the others by far; they count this much."""
@@ -168,7 +170,7 @@ class TinyBaseRecipe:
         batch: dict[str, Any] = {
             "input_ids": ids_RL,
             "labels": rows.labels_RL,
-            "attention_mask": rows.block_mask(),
+            "attention_mask": self._visible(groups, rows),
             "position_ids": positions(rows.segment_RL, rope_3RL),
             "sample_ids": [sample.id for sample in samples],
         }
@@ -183,6 +185,20 @@ class TinyBaseRecipe:
                 for name in CELL_TARGETS
             }
         return batch
+
+    def _visible(self, groups: list[list[Sample]], rows: PackedRows) -> Tensor:
+        """[R, 1, L, L]: the packed rows' mask, with holes in part of the pictures."""
+        share = self.config.tiny_base.hole_share
+        if share == 0 or self.part == "vision":
+            return rows.block_mask()
+        return punch_holes(
+            rows.block_mask(),
+            rows=rows,
+            image_RL=rows.input_ids_RL == self.renderer.markers.image,
+            needed=[[s.facts.get("answer_cells") or [] for s in group] for group in groups],
+            keys=[group[0].image_key or group[0].id for group in groups],
+            share=share,
+        )
 
     def _look_targets(self, groups: list[list[Sample]], rows: PackedRows) -> dict[str, Tensor]:
         """Per question with known answer cells: row, last prompt token, the cells' tokens."""
