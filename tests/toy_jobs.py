@@ -36,7 +36,7 @@ BUCKET = "fake-project-saccade-us-central1"
 IMAGE = "docker.io/library/elsewhere@sha256:" + "0" * 64
 REGIONS = ("us-central1", "europe-west4", "us-west4")
 OPEN = ("JOB_STATE_QUEUED", "JOB_STATE_PENDING", "JOB_STATE_RUNNING", "JOB_STATE_CANCELLING")
-TOY = '''
+TOY = """
 import json, os, sys, time, urllib.request
 env = os.environ
 if env.get("SACCADE_RUN"):
@@ -66,7 +66,7 @@ if env.get("SACCADE_RUN"):
             sys.stdout.flush(); sys.stderr.flush()
             os._exit(value)
     os._exit(0)
-'''
+"""
 
 
 def quiet(text: str) -> None:
