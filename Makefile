@@ -35,7 +35,7 @@ tiny-base: $(VENV)/.installed  ## train the shipped base model anew, in two stag
 
 test: $(VENV)/.installed-dev  ## style, types, import layers, and all fast tests
 	$(MAKE) --no-print-directory lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.installed-dev  ## style, types and import layers only
 	$(BIN)/ruff check .

@@ -16,7 +16,17 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from saccade import cli_ablate, cli_app, cli_eval, cli_merge, cli_pipeline
+from saccade import (
+    cli_ablate,
+    cli_app,
+    cli_cloud,
+    cli_eval,
+    cli_export,
+    cli_launch,
+    cli_merge,
+    cli_pipeline,
+    cli_prices,
+)
 from saccade import cli_output as out
 from saccade.config.errors import InputError, OutsideError, Preempted, SaccadeError
 
@@ -285,6 +295,10 @@ cli_pipeline.register(app)
 
 app.command("app")(cli_app.open_app)
 app.command("merge")(cli_merge.merge)
+cli_prices.register(app)
+cli_launch.register(app)
+cli_cloud.register(app)
+cli_export.register(app)
 
 
 @data_app.command("check")

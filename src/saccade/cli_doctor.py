@@ -52,6 +52,7 @@ def examine(*, online: bool) -> list[Check]:
     checks: list[Check] = []
     steps: list[Callable[[], Iterator[Check]]] = [
         _python, _packages, _processor, _memory, _configuration, _disk, _cuda, _tiny_base, _keys,
+        _cloud,
     ]  # fmt: skip
     for step in [*steps, _hub] if online else steps:
         try:
@@ -183,6 +184,52 @@ def _keys() -> Iterator[Check]:
         yield Check("W&B", "note", "wandb is not installed", fix)
     have = f"token {_masked(token)}" if token else "no token: gated models cannot be loaded"
     yield Check("Hugging Face", "ok", have)
+
+
+def _cloud() -> Iterator[Check]:
+    project = os.environ.get("GOOGLE_CLOUD_PROJECT", "")
+    fake = os.environ.get("SACCADE_FAKE_CLOUD", "")
+    if not project and not fake:
+        found = "no project: everything runs here (to try it: saccade cloud setup --fake)"
+        yield Check("cloud", "ok", found)
+        return
+    missing = []
+    for name in ("google-auth", "requests"):
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        found = f"{', '.join(missing)} not installed"
+        yield Check("cloud", "note", found, "pip install 'saccade[cloud]'")
+        return
+    from saccade.cloud.settings import read_settings
+
+    try:
+        settings = read_settings(os.environ)
+    except SaccadeError as error:
+        message, _, fix = str(error).partition("\n  fix: ")
+        yield Check("cloud", "fail", message, fix)
+        return
+    where = f"local stand-in at {fake}" if fake else f"project {settings.project}"
+    yield Check("cloud", "ok", f"{where}, store {settings.store}", "saccade cloud status")
+    yield from _login(fake=bool(fake))
+
+
+def _login(*, fake: bool) -> Iterator[Check]:
+    """Say where the credentials would come from, without reading them."""
+    if fake:
+        return
+    named = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS", "")
+    own = Path.home() / ".config" / "gcloud" / "application_default_credentials.json"
+    if named and not Path(named).is_file():
+        fix = "correct GOOGLE_APPLICATION_CREDENTIALS in .env"
+        yield Check("cloud login", "fail", f"{named}: no such file", fix)
+    elif named or own.is_file():
+        yield Check("cloud login", "ok", f"{'key file' if named else 'login'} {named or own}")
+    else:
+        fix = "gcloud auth application-default login"
+        yield Check("cloud login", "note", "nobody is logged in on this computer", fix)
 
 
 def _hub() -> Iterator[Check]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TRAINING_FILE = Path(".training")
 SECRETS_FILE = Path(".env")
 DEFAULT_RUN = "relevance"
-FREE_AFTER_TRAINING = (*MEASURING_KEYS, "run", "tracking")
+FREE_AFTER_TRAINING = (*MEASURING_KEYS, "run", "tracking", "launch")
 """Keys and sections that may differ from the trained run when it is measured."""
 
 SOURCE_OF_SUFFIX = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
@@ -61,10 +61,15 @@ def split_words(words: Sequence[str] | None) -> tuple[str | None, list[str]]:
 
 
 def resolve_words(words: Sequence[str] | None, *, file: Path | None = None) -> Resolved:
-    """Resolve what was typed on top of `./.training` and the environment."""
+    """Resolve what was typed on top of `./.training` and the environment.
+
+    A launched job has its resolved file (SACCADE_CONFIG): there, only what is typed counts.
+    """
     from saccade.config.resolve import resolve
 
     recipe, overrides = split_words(words)
+    if os.environ.get("SACCADE_CONFIG"):
+        return resolve(recipe, overrides=overrides, file=file)
     return resolve(
         recipe,
         overrides=overrides,

@@ -30,7 +30,7 @@ EARLY = ("pixels", "glance")
 
 
 def early_model(placement: str, **settings: object) -> RelevanceModel:
-    return relevance_model(None, placement=placement, **settings)
+    return relevance_model(None, placement=placement, preview_scale=0.25, **settings)
 
 
 @pytest.mark.parametrize("placement", EARLY)
@@ -131,10 +131,10 @@ def test_a_batch_gives_what_its_samples_give_alone(placement: str) -> None:
             start += 1
 
 
-def test_only_the_chosen_cells_and_the_preview_enter_the_tower() -> None:
+def test_only_the_chosen_cells_and_the_preview_enter_the_towers_blocks() -> None:
     model = early_model("glance")
     seen: list[int] = []
-    handle = model.base.model.visual.patch_embed.register_forward_pre_hook(
+    handle = model.base.model.visual.blocks[0].register_forward_pre_hook(
         lambda _, arguments: seen.append(len(arguments[0]))
     )
     try:

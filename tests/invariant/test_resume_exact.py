@@ -74,7 +74,7 @@ def test_two_straight_runs_are_equal(straight: Path, tmp_path: Path) -> None:
 def test_nothing_is_written_outside_the_known_files(straight: Path) -> None:
     assert {path.name for path in straight.iterdir()} == {
         ".lock", "config.yaml", "provenance.json", "events.jsonl", "checkpoints", "DONE",
-        "final.pt",
+        "final.pt", "heartbeat.json",
     }  # fmt: skip
     kept = {path.name for path in (straight / "checkpoints").iterdir()}
     assert kept == {"step-25", "step-30"}

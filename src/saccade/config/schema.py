@@ -38,6 +38,11 @@ class RunConfig(Node):
     """Folder that holds all run directories."""
     seed: NonNegativeInt = 0
     """Seed of weight initialisation, sample order and generated training scenes."""
+    store: str | None = None
+    """Where checkpoints and the finished run are kept beside `run.root`: a folder, or
+    `gs://bucket`; a run continues from there on any machine. Default: nowhere."""
+    heartbeat_seconds: NonNegative = 30.0
+    """Seconds between signs of life in `heartbeat.json`; 0 = none."""
 
 
 class ModelConfig(Node):
@@ -99,8 +104,8 @@ class SelectorConfig(Node):
     """Where the choice is made: `features` = after the vision tower (the language model's cost
     shrinks); before it, so that only chosen cells are encoded: `pixels` = from textures alone,
     `glance` = from a small preview that stays in the sequence as coarse context."""
-    preview_scale: Annotated[float, Field(gt=0.0, le=0.5)] = 0.25
-    """Side of the preview as a share of the image's (`glance`): 0.25 = a sixteenth of the cells."""
+    preview_scale: Annotated[float, Field(gt=0.0, le=0.5)] = 0.375
+    """Side of the preview as a share of the image's (`glance`): 0.375 = a seventh of the cells."""
     coarse: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["tension"] = 0.0
     """Share of the budget spent on pooled tokens for what is not chosen (level of detail):
     0 = drop it, 1 = pool everything, `tension` = compress/particularise decides per image."""
@@ -450,6 +455,44 @@ class TrackingConfig(Node):
     """W&B user or team."""
 
 
+class LaunchConfig(Node):
+    """Where `saccade launch` runs the training, and what it may cost."""
+
+    target: Literal["local", "docker", "vertex", "hf-jobs", "fake"] = "local"
+    """Where to run: this machine, a container on it, Vertex AI, Hugging Face Jobs, or `fake` = the
+    local imitation of Google Cloud, which needs no account."""
+    machine: str = "a2-highgpu-1g"
+    """Machine type (see `saccade prices`); `local` and `docker` use this machine's GPUs."""
+    replicas: PositiveInt = 1
+    """Machines that train together."""
+    strategy: Literal["spot", "flex-start", "on-demand", "cheapest"] = "spot"
+    """How the machine is rented: `spot` may be taken back, `flex-start` waits in a queue and is
+    then kept, `on-demand` costs most; `cheapest` ranks all three."""
+    regions: list[str] = []
+    """Regions that may be used; empty = every one that has the machine, cheapest first."""
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
+    """Jobs a launch may start in all before it gives up."""
+    wait_minutes: Annotated[float, Field(gt=0.0)] = 60.0
+    """Longest wait for a machine in one region before the next one is tried."""
+    backoff_seconds: NonNegative = 30.0
+    """Pause before a preempted job is submitted again; doubles up to ten minutes."""
+    budget: Annotated[float, Field(gt=0.0)] | None = None
+    """Most the launch may cost in US dollars over all attempts: a warning at 80 %, and at 100 % the
+    job is cancelled after its next checkpoint."""
+    hours: Annotated[float, Field(gt=0.0)] | None = None
+    """Expected hours of training, for the estimate; empty = only the price per hour is known."""
+    timeout_hours: Annotated[float, Field(gt=0.0, le=168.0)] = 24.0
+    """Longest one job may run; a hard stop by the platform itself."""
+    disk_gb: Annotated[int, Field(ge=50, le=64000)] = 100
+    """Boot disk of each machine in GB; holds the image, the base model and checkpoints."""
+    image: str | None = None
+    """Container image by digest; empty = the one built from this checkout's dependencies."""
+    project: str | None = None
+    """Google Cloud project; empty = GOOGLE_CLOUD_PROJECT."""
+    queue: str = "saccade"
+    """W&B Launch queue that `saccade export wandb-queue` writes."""
+
+
 class Config(Node):
     """The whole configuration of one run."""
 
@@ -464,3 +507,4 @@ class Config(Node):
     tiny_base: TinyBaseConfig = TinyBaseConfig()
     eval: EvalConfig = EvalConfig()
     tracking: TrackingConfig = TrackingConfig()
+    launch: LaunchConfig = LaunchConfig()

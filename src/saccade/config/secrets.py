@@ -42,6 +42,16 @@ class Secrets(BaseModel):
     """Key file of a Google Cloud service account."""
     GOOGLE_CLOUD_PROJECT: str | None = None
     """Google Cloud project."""
+    GOOGLE_CLOUD_REGION: str | None = None
+    """Region of the bucket and the images, and the first one for jobs; default us-central1."""
+    GOOGLE_CLOUD_ACCOUNT: str | None = None
+    """Your Google account: gets the roles that launching needs, and answers to quota requests."""
+    SACCADE_BUCKET: str | None = None
+    """Storage bucket of runs and code; default PROJECT-saccade-REGION."""
+    SACCADE_HOME: str | None = None
+    """Folder of saccade's own files; default ~/.config/saccade."""
+    SACCADE_FAKE_CLOUD: str | None = None
+    """Address of a fake cloud (`saccade cloud fake`) to use instead of Google's."""
     CUDA_VISIBLE_DEVICES: str | None = None
     """GPUs that may be used, for example 0,1."""
 

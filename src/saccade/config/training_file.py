@@ -58,6 +58,20 @@ FLAT_NAMES: dict[str, str] = {
     "WANDB_MODE": "tracking.wandb",
     "WANDB_PROJECT": "tracking.project",
     "WANDB_ENTITY": "tracking.entity",
+    "LAUNCH_TARGET": "launch.target",
+    "GCP_PROJECT": "launch.project",
+    "WANDB_QUEUE": "launch.queue",
+    "MACHINE_TYPE": "launch.machine",
+    "REPLICA_COUNT": "launch.replicas",
+    "STRATEGY": "launch.strategy",
+    "REGIONS": "launch.regions",
+    "MAX_ATTEMPTS": "launch.max_attempts",
+    "WAIT_MINUTES": "launch.wait_minutes",
+    "BUDGET_USD": "launch.budget",
+    "EXPECTED_HOURS": "launch.hours",
+    "TIMEOUT_HOURS": "launch.timeout_hours",
+    "DISK_GB": "launch.disk_gb",
+    "IMAGE_URI": "launch.image",
 }
 """Flat name -> dotted key; the only place where flat names are defined."""
 
@@ -65,6 +79,17 @@ ENVIRONMENT_PREFIX = "SACCADE_"
 
 OTHER_VARIABLES: dict[str, str] = {
     "SACCADE_LOG_LEVEL": "Verbosity of log lines on stderr: debug, info, warning (default), error.",
+    "SACCADE_FAKE_CLOUD": "Address of a fake cloud (`saccade cloud fake`) to use instead.",
+    "SACCADE_FAKE_STATE": "Folder of the fake cloud's state; default below ~/.cache/saccade.",
+    "SACCADE_HOME": "Folder of saccade's own files; default ~/.config/saccade.",
+    "SACCADE_BUCKET": "Storage bucket of runs and code; default PROJECT-saccade-REGION.",
+    "SACCADE_RUN": "Set inside a launched job: the run's name.",
+    "SACCADE_STORE": "Set inside a launched job: root of the store for checkpoints and results.",
+    "SACCADE_CODE": "Set inside a launched job: the code archive; empty = the image has the code.",
+    "SACCADE_CONFIG": "Set inside a launched job: the resolved configuration file.",
+    "SACCADE_ATTEMPT": "Set inside a launched job: which attempt of the launch it is.",
+    "SACCADE_SECRETS": "Set inside a launched job: names in Secret Manager, never values.",
+    "SACCADE_GPUS": "Set inside a launched job: GPUs that must be there; 0 = none.",
 }
 """Variables with the prefix that are not configuration values."""
 

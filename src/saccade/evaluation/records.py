@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,9 @@ class Prediction:
     def from_json(cls, row: dict[str, Any]) -> Prediction:
         names = ("answers", "full", "kept", "encoded", "people", "objects")
         lists = {name: tuple(row.get(name, ())) for name in names}
-        return cls(**{**row, **lists})
+        # a newer version may have written more than this one knows
+        known = {field.name for field in fields(cls)}
+        return cls(**{**{name: row[name] for name in row if name in known}, **lists})
 
 
 def make_prediction(

@@ -25,6 +25,7 @@ from saccade.training.progress import Progress
 from saccade.training.rundir import RunDir
 from saccade.training.state import untouched_randomness
 from saccade.training.tracking import Sink
+from saccade.training.uploads import NoUploads
 
 Evaluate = Callable[[SampleSource], dict[str, float]]
 
@@ -56,6 +57,7 @@ class Watchers:
     progress: Progress
     sink: Sink
     say: Callable[[str], None]
+    uploads: NoUploads = field(default_factory=NoUploads)
     warned: set[str] = field(default_factory=set)
 
     def warn(self, message: str) -> None:
@@ -64,6 +66,14 @@ class Watchers:
             self.warned.add(message)
             self.say(f"warning: {message}")
             self.log.append("warning", message=message)
+
+    def note_uploads(self) -> None:
+        """Write down what became of uploads since the last call; failures are also warned of."""
+        for report in self.uploads.reports():
+            self.log.append(report.type, **report.fields)
+            if report.type == "upload_failed":
+                step, why = report.fields["step"], report.fields["message"]
+                self.warn(f"step {step} was not uploaded: {why}")
 
 
 class Saver(Protocol):
@@ -114,6 +124,7 @@ class Boundary:
     ) -> None:
         """Record a step, then save, evaluate and stop as due; raises Preempted to stop."""
         self._record(record, gradients)
+        self.watchers.note_uploads()
         step = record.step
         if step % self.training.save_every == 0 or step == self.training.steps:
             self.save(trainer, step=step)
@@ -136,6 +147,7 @@ class Boundary:
         seconds = round(time.perf_counter() - started, 4)
         self.watchers.progress.saved()
         self.watchers.log.append("checkpoint", step=step, seconds=seconds, bytes=written.bytes)
+        self.watchers.uploads.submit(written.folder, step=step)
 
     def evaluate(self, step: int) -> dict[str, float] | None:
         """Evaluate on the first process; None elsewhere and when a stop cut it short."""

@@ -36,6 +36,7 @@ class Progress:
         self.tokens_per_s = 0.0
         self.saved_at: float | None = None
         self.step_seconds: float | None = None
+        self.stepped_at: float | None = None
 
     def begin(self, phase: str, *, total: int = 0) -> None:
         """Enter a phase: training, evaluating, saving, ..."""
@@ -56,6 +57,7 @@ class Progress:
         new = seconds if old is None or step <= 2 else old + SMOOTHING * (seconds - old)
         self.step, self.loss, self.step_seconds = step, loss, new
         self.samples_per_s, self.tokens_per_s = samples / seconds, tokens / seconds
+        self.stepped_at = time.time()
 
     def saved(self) -> None:
         """Report a finished checkpoint."""

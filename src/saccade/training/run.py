@@ -35,6 +35,7 @@ from saccade.training.guards import StopRequest
 from saccade.training.progress import Progress, shown
 from saccade.training.provenance import provenance
 from saccade.training.rundir import RunDir, write_atomically
+from saccade.training.survival import Survival
 from saccade.training.threads import choose_threads
 from saccade.training.tracking import NullSink, open_sink
 
@@ -113,13 +114,18 @@ def run_training(
     if process.rank == 0:
         run.prepare()
     with StopRequest().watching() as stop, run.lock() if process.rank == 0 else nullcontext():
+        survival = Survival(
+            resolved.config, run=run, stop=stop, console=console, first=process.rank == 0
+        )
+        survival.fetch()
         changed = run.adopt(resolved) if process.rank == 0 else {}
-        done = run.done()
+        done = survival.done()
         if done is not None:
             if process.rank == 0:
                 console.print(f"{run.path}: already finished at step {done['target_step']}")
+                survival.deliver(step=done["target_step"])
             return done["metrics"]
-        job = _Job(resolved, run, process, stop, console, changed, make_recipe, open_eval)
+        job = _Job(resolved, run, process, stop, console, changed, make_recipe, open_eval, survival)
         return job.execute()
 
 
@@ -135,6 +141,7 @@ class _Job:
     changed: Changed
     make_recipe: Callable[[Config], Recipe]
     open_eval: Callable[[Any], SampleSource]
+    survival: Survival
 
     @property
     def config(self) -> Config:
@@ -146,8 +153,10 @@ class _Job:
         with _shown_by_first(watchers.progress, self.console, self.process):
             self.stop.on_exit = lambda: self.console.show_cursor(True)
             exit_code = 1
+            self.survival.watch(watchers)
             try:
                 metrics = self._train(watchers)
+                self.survival.finish(watchers, step=self.config.training.steps)
                 exit_code = 0
             except Preempted:
                 exit_code = Preempted.exit_code
@@ -158,6 +167,7 @@ class _Job:
                     raise disk_full(self.run.checkpoints, error) from error
                 raise
             finally:
+                self.survival.close(watchers, exit_code=exit_code)
                 watchers.sink.close(exit_code=exit_code)
         self._say(f"{self.run.path}: finished, {_listed(metrics)}")
         return metrics
@@ -187,7 +197,7 @@ class _Job:
         self._record_origin(source, threads=threads)
         plan = self._plan(recipe, source, watchers)
         trainer = self._trainer(recipe, source, watchers)
-        checkpoint = trainer.chosen_by_first(checkpoint)
+        checkpoint = self.survival.bring_here(trainer.chosen_by_first(checkpoint))
         self._announce(trainer, watchers, plan=plan, threads=threads, checkpoint=checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return self._finish(trainer, watchers)

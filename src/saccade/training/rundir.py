@@ -26,11 +26,13 @@ from saccade.config.schema import Config
 from saccade.training.checkpoints import newest_good
 
 FREE_KEYS = (
-    "run.name", "run.root", "model.device", "data.eval", "eval", "tracking", "tiny_base.export",
+    "run.name", "run.root", "run.store", "run.heartbeat_seconds", "model.device", "data.eval",
+    "eval", "tracking", "tiny_base.export",
     "training.save_every", "training.keep_checkpoints", "training.eval_every",
     "training.eval_samples", "training.log_every", "training.workers", "training.threads",
     "training.batch_size", "training.accumulation", "training.parallel",
     "training.gradient_checkpointing", "selector.feature_cache", "selector.feature_cache_gb",
+    "launch",
 )  # fmt: skip
 """Keys (and sections) that may change when a run continues: they do not move the weights.
 
@@ -134,7 +136,7 @@ class RunDir:
             for key in sorted({*before, *now})
             if before.get(key) != now.get(key)
         }
-        locked = {key: pair for key, pair in changed.items() if not _is_free(key)}
+        locked = {key: pair for key, pair in changed.items() if not is_free(key)}
         if locked:
             lines = "".join(f"\n  {key}: {was!r} -> {now!r}" for key, (was, now) in locked.items())
             raise InputError(
@@ -203,7 +205,8 @@ class RunDir:
             time.sleep(0.1)
 
 
-def _is_free(key: str) -> bool:
+def is_free(key: str) -> bool:
+    """Whether a key may change when a run continues."""
     return any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
 
 

@@ -86,7 +86,8 @@ def wandb_id(run: RunDir) -> str:
     path = run.path / "wandb.json"
     if path.is_file():
         return json.loads(path.read_text("utf-8"))["id"]
-    new = uuid.uuid4().hex[:12]
+    # a launched job is told its id, so that all its attempts are one W&B run
+    new = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12]
     write_atomically(path, json.dumps({"id": new}) + "\n")
     return new
 

@@ -2,14 +2,15 @@
 
 Two placements choose cells first and encode only those. `pixels` judges by textures, each cell with
 the means of its surroundings, and by the tower's patch embedding of its pixels: one linear map,
-before any block. `glance` encodes a small preview of the image, spreads its
-tokens over the full grid, and adds the textures; the preview's tokens stay in the sequence as
-coarse context, each at the centre of the area it shows, in the frame of the full image. In go
+before any block. `glance` encodes a small preview of the image, spreads its tokens over the full
+grid, and adds the textures and a summary of the cell's patch embeddings, so that it knows what the
+region is and what the cell itself is like; the preview's tokens stay in the sequence as coarse
+context, each at the centre of the area it shows, in the frame of the full image. In go
 patch rows and grids, out come features per cell of the *full* grid, and the preview's tokens.
 Left out: the tower itself (`vision.py`), and what is done with the choice (`reduce.py`).
 
-Shapes: N cells of all images, H x W cells of one image, M preview cells of one image, D width,
-C texture channels.
+Shapes: N cells of all images, H x W cells of one image, M preview cells of one image, P patches of
+a cell, D width, C texture channels.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ def cell_width(base: Any, *, placement: str) -> int:
     """Values per cell that a selector at this placement reads."""
     if placement == "features":
         return base.config.text_config.hidden_size
-    if placement == "glance":
-        return base.config.text_config.hidden_size + TEXTURE_WIDTH
     vision = base.config.vision_config
+    if placement == "glance":
+        return base.config.text_config.hidden_size + 2 * vision.hidden_size + TEXTURE_WIDTH
     return vision.hidden_size * vision.spatial_merge_size**2 + TEXTURE_WIDTH
 
 
@@ -84,13 +85,19 @@ def texture_features(textures: Textures, grid: CellGrid) -> Tensor:
 
 @torch.no_grad()
 def patch_features(base: Any, view: ImageView) -> Tensor:
-    """[N, merge^2 * D]: the frozen embeddings of each cell's patches side by side, normalised."""
+    """[N, merge^2, D]: the frozen embeddings of each cell's patches, normalised cell by cell."""
     tower = base.model.visual
     embedded = tower.patch_embed(view.distinct_pixels_ND.type(tower.dtype)).float()
     merge = base.config.vision_config.spatial_merge_size
     # patch rows come merge block by merge block: a cell's patches stand together
     cells = embedded.reshape(len(embedded) // merge**2, -1)
-    return view.spread(F.layer_norm(cells, cells.shape[-1:]), merge=merge)
+    normed = view.spread(F.layer_norm(cells, cells.shape[-1:]), merge=merge)
+    return normed.unflatten(-1, (merge**2, -1))
+
+
+def patch_summary(patches_NPD: Tensor) -> Tensor:
+    """[N, 2 D]: mean and largest value over a cell's P patches; half as wide as all of them."""
+    return torch.cat([patches_NPD.mean(1), patches_NPD.amax(1)], dim=-1)
 
 
 def preview_features(preview: Preview, grid: CellGrid) -> Tensor:

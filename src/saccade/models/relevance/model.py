@@ -59,6 +59,7 @@ from saccade.models.relevance.glance import (
     Preview,
     cell_width,
     patch_features,
+    patch_summary,
     preview_features,
     take_preview,
     texture_features,
@@ -247,13 +248,15 @@ class RelevanceModel(DropIn):
         if config.placement == "features":
             return torch.cat(view.tokens.pooled), None
         seen_NC = texture_features(textures, grid)
+        patches_NPD = patch_features(self.base, view)
         if config.placement == "pixels":
-            return torch.cat([patch_features(self.base, view), seen_NC], dim=-1), None
+            return torch.cat([patches_NPD.flatten(1), seen_NC], dim=-1), None
         preview = take_preview(
             self.base, view.pixels_ND, view.grid_I3,
             scale=config.preview_scale, layout=self.layout,
         )  # fmt: skip
-        return torch.cat([preview_features(preview, grid), seen_NC], dim=-1), preview
+        blurred_ND, sharp_NE = preview_features(preview, grid), patch_summary(patches_NPD)
+        return torch.cat([blurred_ND, sharp_NE, seen_NC], dim=-1), preview
 
     def score(self, features: VisualFeatures, *, kept: list[int] | None = None) -> Scored:
         """Run the trained selector on every cell, told that `kept[i]` cells of image i may stay."""
