@@ -20,12 +20,14 @@ from saccade import (
     cli_ablate,
     cli_app,
     cli_cloud,
+    cli_deploy,
     cli_eval,
     cli_export,
     cli_launch,
     cli_merge,
     cli_pipeline,
     cli_prices,
+    cli_sweep,
 )
 from saccade import cli_output as out
 from saccade.config.errors import InputError, OutsideError, Preempted, SaccadeError
@@ -291,6 +293,8 @@ def report(run: Run, as_json: AsJson = False) -> None:
 
 cli_ablate.register(app)
 cli_pipeline.register(app)
+cli_sweep.register(app)
+cli_deploy.register(app)
 
 
 app.command("app")(cli_app.open_app)

@@ -1,7 +1,8 @@
-"""The verbs `saccade export wandb-queue` and `saccade export skypilot`: files for other launchers.
+"""The verbs `saccade export wandb-queue`, `skypilot` and `hub`: for other launchers and readers.
 
 Command-line words flow in; a folder or a file flows out, with what the other launcher cannot do on
-the screen. Nothing is sent anywhere. What the files say is in `launch/exports/`.
+the screen. Nothing is sent anywhere, but by `hub` (`cli_deploy.py`). What the files say is in
+`launch/exports/`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from saccade import cli_deploy
 from saccade import cli_output as out
 from saccade.config.errors import InputError
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from saccade.launch.exports.wandb_queue import Vertex
     from saccade.launch.machines import Strategy
 
-export_app = typer.Typer(no_args_is_help=True, help="Write files for other launchers.")
+export_app = typer.Typer(no_args_is_help=True, help="Write files for other launchers, or publish.")
 
 Words = Annotated[
     list[str] | None,
@@ -37,6 +39,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 
 def register(app: typer.Typer) -> None:
     """Add the group `export` to the command line."""
+    export_app.command("hub")(cli_deploy.export_hub)
     app.add_typer(export_app, name="export")
 
 

@@ -64,13 +64,14 @@ def _merge_run(
     run: RunDir, folder: Path, *, adapter: Path | None, limit: int, tolerance: float | None
 ) -> dict[str, Any]:
     from saccade.data.sources import open_source
-    from saccade.evaluation.load import load_run, read_samples, select_indices
+    from saccade.evaluation.load import PLAIN_RECIPES, load_run, read_samples, select_indices
     from saccade.models.relevance.merge import attach_adapter, write_merged
 
     config = run.config()
-    if config.recipe == "tiny-base":
+    if config.recipe in PLAIN_RECIPES:
         raise InputError(
-            f"{run.path}: a tiny-base run has no selector; its model folder stands alone already"
+            f"{run.path}: a {config.recipe} run has no selector;"
+            " its model folder stands alone already"
         )
     loaded = load_run(run)
     attached = None if adapter is None else attach_adapter(loaded.model, adapter)

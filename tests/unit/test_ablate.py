@@ -125,6 +125,27 @@ def test_overrides_that_make_two_variants_equal_are_refused(tmp_path: Path) -> N
         plan_ablation(small(tmp_path), resolve=resolver(tmp_path, "selector.learning=noise"))
 
 
+def test_a_grid_loses_the_points_that_come_to_the_same_configuration(tmp_path: Path) -> None:
+    text = (
+        "recipe: relevance\nreference: whole\nvariants:\n  whole:\n"
+        "grid:\n  selector.temperature: [0.3, 0.5]\n  selector.tensions: [true, false, true]\n"
+    )
+    plan = plan_ablation(small(tmp_path, text), resolve=resolver(tmp_path))
+    assert [trial.variant.name for trial in plan.trials] == [
+        "whole", "temperature-0-3-tensions-false", "temperature-0-5-tensions-true",
+        "temperature-0-5-tensions-false",
+    ]  # fmt: skip
+    assert plan.ablation.choose(["grid"])[0] == "whole"
+
+
+def test_a_grid_names_its_mistakes_with_their_lines(tmp_path: Path) -> None:
+    text = "recipe: relevance\nreference: whole\nvariants:\n  whole:\ngrid:\n"
+    with pytest.raises(InputError, match=r"mine.yaml:6: .*expected a list of values"):
+        small(tmp_path, text + "  selector.temperature: 0.3\n")
+    with pytest.raises(InputError, match=r"mine.yaml:6: .*did you mean selector.temperature"):
+        small(tmp_path, text + "  selector.temprature: [0.3]\n")
+
+
 def test_another_recipe_than_the_files_is_refused(tmp_path: Path) -> None:
     other = functools.partial(resolve, "tiny-base", overrides=[])
     with pytest.raises(InputError, match="varies the recipe relevance, not tiny-base"):

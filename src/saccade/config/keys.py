@@ -65,6 +65,14 @@ def node_model(field: FieldInfo) -> type[BaseModel] | None:
     return None
 
 
+def item_model(annotation: Any) -> type[BaseModel] | None:
+    """Return the node class that a list holds, or None when it holds none."""
+    if get_origin(annotation) is Annotated:
+        return item_model(get_args(annotation)[0])
+    item = get_args(annotation)[0] if get_origin(annotation) is list else None
+    return item if isinstance(item, type) and issubclass(item, BaseModel) else None
+
+
 def annotation_of(field: FieldInfo) -> Any:
     """Return the field's annotation with its constraints put back."""
     if not field.metadata:
@@ -142,6 +150,8 @@ def type_text(annotation: Any, *, limits: Sequence[Any] = ()) -> str:
     if origin is dict:
         keys = ", ".join(str(value) for value in get_args(args[0])) or "text"
         return f"map from ({keys}) to {type_text(args[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "map of " + ", ".join(annotation.model_fields)
     plain = {str: "text", Path: "path", bool: "true or false", type(None): "null"}
     if annotation in plain:
         return plain[annotation]

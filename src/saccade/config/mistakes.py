@@ -16,11 +16,14 @@ from pydantic_core import ErrorDetails
 
 from saccade.config.keys import (
     all_keys,
+    annotation_of,
     branches,
     find_key,
+    item_model,
     nearest,
     nearest_key,
     node_model,
+    type_text,
 )
 from saccade.config.layers import Problem, Value
 from saccade.config.schema import Config
@@ -58,6 +61,8 @@ def _explain(
 ) -> tuple[str, str]:
     """Say what is wrong and at which key."""
     kind, context = detail["type"], detail.get("ctx", {})
+    if kind != "value_error" and (within := _within_items(detail, key=key)):
+        return within, key
     if kind == "extra_forbidden":
         return _unknown_key(key, branch=branch), key
     if kind == "union_tag_invalid":
@@ -77,6 +82,25 @@ def _explain(
     if known is None:
         return detail["msg"], key
     return f"expected {known.type}", key
+
+
+def _within_items(detail: ErrorDetails, *, key: str) -> str:
+    """What is wrong inside a list of nodes, such as a schedule's phase; else nothing."""
+    known = find_key(key)
+    model = item_model(known.annotation) if known else None
+    inside = detail["loc"][key.count(".") + 1 :]
+    *parents, leaf = [item for item in inside if isinstance(item, str)] or [""]
+    for name in parents:
+        model = node_model(model.model_fields[name]) if model else None
+    if model is None or not leaf:
+        return ""
+    if leaf in model.model_fields:
+        field = model.model_fields[leaf]
+        missing = "required but not given, " if detail["type"] == "missing" else ""
+        return f"{missing}expected {type_text(annotation_of(field))}"
+    near = nearest(leaf, model.model_fields)
+    hint = f"did you mean {near}?" if near else f"there are {', '.join(model.model_fields)}"
+    return f"unknown key; {hint}"
 
 
 def _unknown_key(key: str, *, branch: str) -> str:
@@ -121,6 +145,8 @@ def _locate(location: tuple[int | str, ...]) -> tuple[str, str, str]:
 def _rest(items: tuple[int | str, ...], parts: list[str]) -> str:
     """Read what follows a leaf: list positions and map keys; union member names are skipped."""
     key = find_key(".".join(parts))
+    if key is not None and item_model(key.annotation):
+        return "".join(f"[{item}]" if isinstance(item, int) else f".{item}" for item in items)
     if key is not None and key.type.startswith("map "):
         return f".{items[0]}"
     return "".join(f"[{item}]" for item in items if isinstance(item, int))

@@ -15,7 +15,9 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Budget = Annotated[int, Field(ge=1)] | Fraction
 """Visual tokens to keep per image: an int >= 1 is a count, a float in (0, 1] a share."""
-RowField = Literal["id", "image", "question", "answer", "kind", "history", "messages", "objects"]
+RowField = Literal[
+    "id", "image", "question", "answer", "kind", "history", "messages", "objects", "rejected"
+]
 """What a column of a row may hold."""
 
 

@@ -16,22 +16,28 @@ from pydantic import Field, PositiveInt, model_validator
 
 from saccade.config.nodes import Budget, Fraction, Node, NonNegative, NonNegativeInt, RowField
 from saccade.config.schema_data import (
+    CaptionsSource,
     DataConfig,
     FolderSource,
     HubSource,
     JsonlSource,
     LayoutSource,
     ParquetSource,
+    PreferenceSource,
     ProbingSource,
     ScenesSource,
     Source,
 )
+from saccade.config.stage_pretrain import PretrainConfig
+from saccade.config.stages import DpoConfig, LoraConfig, SftConfig
 
 __all__ = [
     "ArchConfig",
     "Budget",
+    "CaptionsSource",
     "Config",
     "DataConfig",
+    "DpoConfig",
     "EvalConfig",
     "FolderSource",
     "Fraction",
@@ -39,16 +45,20 @@ __all__ = [
     "JsonlSource",
     "LaunchConfig",
     "LayoutSource",
+    "LoraConfig",
     "ModelConfig",
     "Node",
     "NonNegative",
     "NonNegativeInt",
     "ParquetSource",
+    "PreferenceSource",
+    "PretrainConfig",
     "ProbingSource",
     "RowField",
     "RunConfig",
     "ScenesSource",
     "SelectorConfig",
+    "SftConfig",
     "Source",
     "TinyBaseConfig",
     "TrackingConfig",
@@ -357,7 +367,7 @@ class LaunchConfig(Node):
 class Config(Node):
     """The whole configuration of one run."""
 
-    recipe: Literal["relevance", "tiny-base"] = "relevance"
+    recipe: Literal["relevance", "tiny-base", "sft", "dpo", "pretrain"] = "relevance"
     """What is trained."""
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
@@ -366,6 +376,10 @@ class Config(Node):
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     tiny_base: TinyBaseConfig = TinyBaseConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    lora: LoraConfig = LoraConfig()
+    sft: SftConfig = SftConfig()
+    dpo: DpoConfig = DpoConfig()
     eval: EvalConfig = EvalConfig()
     tracking: TrackingConfig = TrackingConfig()
     launch: LaunchConfig = LaunchConfig()

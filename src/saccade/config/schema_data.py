@@ -60,6 +60,27 @@ class ProbingSource(ScenesSource):
     are both there, in two objects."""
 
 
+class CaptionsSource(ScenesSource):
+    """Generated scenes again, each with captions that say what it shows."""
+
+    type: Literal["captions"] = "captions"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Kind of source."""
+    questions: PositiveInt = 1
+    """Captions per scene, each phrased differently."""
+    mentions: PositiveInt = 5
+    """Most things a caption names, in reading order."""
+    noise: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the captions that are wrong about some of what they name; such a pair's quality is
+    the share it is right about."""
+
+
+class PreferenceSource(ScenesSource):
+    """Generated scenes again, each question with its right answer and a plausible wrong one."""
+
+    type: Literal["preferences"] = "preferences"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Kind of source."""
+
+
 class JsonlSource(Node):
     """One JSON object per line; column names are mapped below."""
 
@@ -163,7 +184,7 @@ class LayoutSource(Node):
 
 Source = Annotated[
     ScenesSource | JsonlSource | ParquetSource | FolderSource | HubSource | LayoutSource
-    | ProbingSource,
+    | ProbingSource | CaptionsSource | PreferenceSource,
     Field(discriminator="type"),
 ]  # fmt: skip
 

@@ -26,8 +26,12 @@ from saccade.data.turns import Conversation, place_images, read_history, read_me
 
 Column = str | int
 
-FIELDS = ("id", "image", "question", "answer", "kind", "history", "messages", "objects")
+FIELDS = (
+    "id", "image", "question", "answer", "kind", "history", "messages", "objects", "rejected",
+)  # fmt: skip
 REQUIRED = ("question", "answer")
+PREFERENCES = {"question": "prompt", "answer": "chosen"}
+"""Names in tables of preferences, which are known by their columns `chosen` and `rejected`."""
 PLURALS = {"image": "images", "answer": "answers", "messages": "conversations"}
 
 IMAGE_LIKE = (
@@ -141,6 +145,8 @@ class RowReader:
             if not isinstance(cell, list | tuple) or not all(isinstance(one, str) for one in cell):
                 raise _wrong_type("objects", cell, where=where, wanted="a list of names")
             facts["objects"] = tuple(cell)
+        if "rejected" in self.columns:
+            facts["rejected"] = _answer(self._cell(row, "rejected", where=where), where=where)
         return facts
 
     def _scalar(self, row: Row, field: str, *, where: str) -> str:
@@ -205,9 +211,12 @@ def match_columns(
         return _match_positions(wanted, width=available, where=where)
     found: dict[str, Column] = {}
     chat = _is_chat(wanted, available)
+    prefers = {"chosen", "rejected"} <= set(available)
     for field in FIELDS:
         if (field == "messages" and not chat) or (field == "objects" and field not in wanted):
             continue  # many data sets have objects of another kind; these are asked for by name
+        if field == "rejected" and field not in wanted and not prefers:
+            continue
         if field in wanted:
             if wanted[field] == "":
                 continue
@@ -216,6 +225,8 @@ def match_columns(
             found[field] = field
         elif PLURALS.get(field) in available:
             found[field] = PLURALS[field]
+        elif prefers and PREFERENCES.get(field) in available:
+            found[field] = PREFERENCES[field]
         elif field in REQUIRED and not chat:
             raise _missing(field, field, available=available, where=where)
     likely = [name for name in available if name.lower() in IMAGE_LIKE]

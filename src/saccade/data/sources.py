@@ -15,11 +15,13 @@ from typing import Protocol
 
 from saccade.config.errors import InputError
 from saccade.config.schema import (
+    CaptionsSource,
     FolderSource,
     HubSource,
     JsonlSource,
     LayoutSource,
     ParquetSource,
+    PreferenceSource,
     ProbingSource,
     ScenesSource,
     Source,
@@ -101,6 +103,14 @@ def open_source(source: Source) -> SampleSource:
         from saccade.data.generate.probing import ProbingScenes
 
         return ProbingScenes(source)
+    if isinstance(source, CaptionsSource):
+        from saccade.data.generate.captions import CaptionScenes
+
+        return CaptionScenes(source)
+    if isinstance(source, PreferenceSource):
+        from saccade.data.generate.preferences import PreferenceScenes
+
+        return PreferenceScenes(source)
     if isinstance(source, ScenesSource):
         from saccade.data.generate.scenes import SceneSource
 

@@ -33,6 +33,9 @@ UNTRAINED_ARMS = (
     "scope",
 )  # fmt: skip
 """Selectors that exist without a trained selector."""
+PLAIN_RECIPES = ("tiny-base", "pretrain", "sft", "dpo")
+"""Recipes whose run is a base model of its own; they train no selector, `sft` and `dpo` may have
+one in front (`front_selector`)."""
 
 
 def no_progress(what: str, done: int, total: int) -> None:
@@ -204,7 +207,7 @@ def model_fingerprint(run: RunDir, *, checkpoint: Path | None = None) -> str:
     """Name the weights that `load_run` would score: selector (or base) and the base under it."""
     config = run.config()
     parts = [fingerprint(weights_folder(run, checkpoint=checkpoint))]
-    if config.recipe != "tiny-base":
+    if config.recipe not in PLAIN_RECIPES:
         from saccade.models.backbone import locate
 
         base = Path(locate(config.model.name))
@@ -215,14 +218,14 @@ def model_fingerprint(run: RunDir, *, checkpoint: Path | None = None) -> str:
 def base_config(run: RunDir) -> Any:
     """The Hugging Face configuration of the model that a run scores; loads no weights.
 
-    An unfinished `tiny-base` run has not written its model yet, so it is rebuilt there.
+    An unfinished run of a `PLAIN_RECIPES` has not written its model yet, so it is rebuilt there.
     """
     from transformers import AutoConfig
 
     from saccade.models.backbone import locate
 
     config = run.config()
-    if config.recipe == "tiny-base":
+    if config.recipe in PLAIN_RECIPES:
         exported = run.path / "model"
         finished = (exported / "config.json").is_file()
         return AutoConfig.from_pretrained(exported) if finished else load_run(run).model.config
@@ -281,9 +284,12 @@ def load_run(run: RunDir, *, checkpoint: Path | None = None) -> LoadedRun:
     folder = weights_folder(run, checkpoint=checkpoint)
     if (folder / "state.json").is_file():
         model = _from_checkpoint(config, folder)
-    elif config.recipe == "tiny-base":
+    elif config.recipe in PLAIN_RECIPES:
         own = config.model.model_copy(update={"name": str(folder), "revision": None})
-        model = RelevanceModel(load_backbone(own), config.selector)
+        backbone = load_backbone(own)
+        model = RelevanceModel(backbone, config.selector)
+        if front_selector(config) is not None:
+            model = RelevanceModel.from_pretrained(folder, backbone=backbone)
     else:
         model = RelevanceModel.from_pretrained(folder, backbone=load_backbone(config.model))
     return _loaded(config, model, arms=arms_of(config))
@@ -291,10 +297,15 @@ def load_run(run: RunDir, *, checkpoint: Path | None = None) -> LoadedRun:
 
 def arms_of(config: Config) -> tuple[str, ...]:
     """Selectors a run can be scored with: those that need no training, and what it trained."""
-    if config.recipe == "tiny-base":
-        return UNTRAINED_ARMS
+    if config.recipe in PLAIN_RECIPES:
+        return UNTRAINED_ARMS if front_selector(config) is None else ("trained", *UNTRAINED_ARMS)
     scores = config.selector.scores if config.selector.kind == "balance" else ()
     return ("trained", *UNTRAINED_ARMS, *scores)
+
+
+def front_selector(config: Config) -> str | None:
+    """The run whose selector stands in front of a base that was fine-tuned behind it."""
+    return {"sft": config.sft.selector, "dpo": config.dpo.selector}.get(config.recipe)
 
 
 def describe_arm(name: str, config: Config) -> Any:

@@ -33,6 +33,27 @@ def supervised_tokens(labels_BL: Tensor) -> Tensor:
     return (labels_BL[:, 1:] != IGNORE_INDEX).sum().clamp_min(1)
 
 
+def answer_log_probs(lm_head: Any, hidden_BLD: Tensor, labels_BL: Tensor) -> Tensor:
+    """[B]: log-probability of each row's answer, summed over tokens whose label is not -100."""
+    shifted_BL = labels_BL[:, 1:]
+    learned_BL = shifted_BL != IGNORE_INDEX
+    logits_TV = lm_head(hidden_BLD[:, :-1][learned_BL]).float()
+    each_T = -torch.nn.functional.cross_entropy(logits_TV, shifted_BL[learned_BL], reduction="none")
+    spread_BL = torch.zeros_like(shifted_BL, dtype=each_T.dtype)
+    return spread_BL.masked_scatter(learned_BL, each_T).sum(1)
+
+
+def preference_margins(policy_B: Tensor, reference_B: Tensor, *, beta: float) -> Tensor:
+    """[P]: how much more than the reference the policy prefers each pair's first row.
+
+    beta * ((log pi(chosen) - log ref(chosen)) - (log pi(rejected) - log ref(rejected))), the
+    difference of implicit rewards of DPO (Rafailov et al., arXiv 2305.18290); rows 2i and 2i + 1
+    are the preferred and the rejected answer of pair i.
+    """
+    reward_P2 = beta * (policy_B - reference_B).unflatten(0, (-1, 2))
+    return reward_P2[:, 0] - reward_P2[:, 1]
+
+
 def supervised_loss(
     lm_head: Any, hidden_BLD: Tensor, labels_BL: Tensor, *, denominator: Tensor | float
 ) -> SupervisedLoss:

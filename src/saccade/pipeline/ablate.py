@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +29,7 @@ from saccade.config.resolve import Resolved, flatten
 from saccade.config.schema import Config
 from saccade.data.sources import open_source
 from saccade.pipeline.ablation_table import summarise, write_reports
-from saccade.pipeline.variants import Ablation, Variant
+from saccade.pipeline.variants import GRID, Ablation, Variant
 from saccade.pipeline.worker import job_of
 from saccade.training.guards import StopRequest
 from saccade.training.progress import duration
@@ -117,6 +117,7 @@ def plan_ablation(
         )
     name = "-".join(filter(None, (base.run.name or base.recipe, ablation.own_name)))
     folder = base.run.root / f"{prefix}-{name}"
+    ablation = _without_degenerate_points(ablation, resolve)
     chosen = ablation.choose(only)
     seeds = tuple(dict.fromkeys(seeds)) or (base.run.seed,)
     prints: dict[str, str] = {}
@@ -135,6 +136,21 @@ def plan_ablation(
     for one in trials:
         _refuse_changed_data(one, prints=prints)
     return Plan(ablation, name, folder, seeds, trials, tuple(chosen))
+
+
+def _without_degenerate_points(ablation: Ablation, resolve: Resolver) -> Ablation:
+    """Drop points of a grid that come to the same configuration as a variant before them."""
+    if not any(GRID in variant.groups for variant in ablation.variants):
+        return ablation
+    kept: list[Variant] = []
+    seen: set[str] = set()
+    for variant in ablation.variants:
+        config = resolve(on_top=[variant.layer]).config
+        text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+        if GRID not in variant.groups or text not in seen:
+            kept.append(variant)
+        seen.add(text)
+    return replace(ablation, variants=tuple(kept))
 
 
 def trial_key(config: Config, *, prints: dict[str, str] | None = None) -> str:

@@ -24,6 +24,7 @@ from saccade.config.resolve import Resolved, resolve
 from saccade.config.schema import Config
 from saccade.evaluation.dataset_scores import MEANINGS
 from saccade.evaluation.load import Progress
+from saccade.pipeline.deploy import deploy_stage
 from saccade.pipeline.graph import Stage
 from saccade.training.guards import StopRequest
 from saccade.training.rundir import MEASURING_KEYS, RunDir
@@ -103,7 +104,13 @@ class Kind:
 
 RECIPE_METRICS = {
     "relevance": ("loss", "accuracy", "accuracy_*"),
+    "pretrain": (
+        "loss", "recall_at_1", "recall_at_1_image", "recall_over_chance", "caption_loss",
+        "caption_accuracy",
+    ),
     "tiny-base": ("loss", "accuracy", "accuracy_*"),
+    "sft": ("loss", "accuracy", "accuracy_*"),
+    "dpo": ("loss", "accuracy", "accuracy_*", "preference_*"),
 }
 """Final metrics of each recipe; of a recipe that is not here any name is believed."""
 
@@ -298,6 +305,11 @@ KINDS: dict[str, Kind] = {
     "ablate": Kind(
         ablate_stage, "train and score every variant of a recipe", MEASURING_CODE,
         outputs=("table", "results"), configured=True, metrics=("*@*",),
+    ),
+    "deploy": Kind(
+        deploy_stage, "write a Space folder that answers in a browser",
+        (*MEASURING_CODE, "assets/space", "pipeline"), inputs=("run",), outputs=("space", "model"),
+        settable=MEASURING_KEYS, metrics=("drift", "answers_changed", "samples"),
     ),
     "command": Kind(
         command_stage, "run a program", (), outputs=None, has_command=True,

@@ -3,12 +3,14 @@
 A YAML file flows in; a checked `Ablation` flows out, every setting with its line, so that a mistake
 in a value is reported where it stands. A file names its `recipe`, the variant all others are
 compared with (`reference`) and the `variants`: for each `set` (keys and values on top of everything
-else), `groups` (which question it belongs to) and `about` (one sentence). Packaged files stand in
+else), `groups` (which question it belongs to) and `about` (one sentence). A `grid` of keys with
+lists adds every combination as a variant of the group `grid`. Packaged files stand in
 `config/ablations/`. Left out: running them (`ablate.py`).
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,13 +31,15 @@ from saccade.config.layers import (
 from saccade.config.resolve import format_problems
 
 FOLDER = CONFIG_DIR / "ablations"
-TOP_KEYS = ("recipe", "reference", "seconds_per_sample", "variants")
+TOP_KEYS = ("recipe", "reference", "seconds_per_sample", "variants", "grid")
 EXPECTED = {
     "about": "expected one sentence",
     "groups": "expected a list of names",
     "set": "expected keys and values below it",
 }
 VARIANT_KEYS = tuple(EXPECTED)
+GRID = "grid"
+"""The group of the variants that a grid makes."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 RESERVED = ("recipe", "run")
 """Keys and sections an ablation decides itself."""
@@ -112,6 +116,7 @@ def read_ablation(path: Path, *, shown: str | None = None) -> Ablation:
     for key, value in {**layer.choices, **layer.values}.items():
         reading.take(key, value)
     variants = [reading.variant(name) for name in reading.fields]
+    variants += reading.grid_variants(taken=[variant.name for variant in variants])
     if not layer.problems:
         reading.check_top(shown, [variant.name for variant in variants])
     if reading.problems:
@@ -134,10 +139,14 @@ class _Reading:
     problems: list[Problem]
     top: dict[str, Value] = field(default_factory=dict)
     fields: dict[str, dict[str, Value]] = field(default_factory=dict)
+    grid: dict[str, Value] = field(default_factory=dict)
 
     def take(self, key: str, value: Value) -> None:
         """Sort one dotted key in."""
         first, _, rest = key.partition(".")
+        if first == GRID and rest:
+            self.grid[rest] = value
+            return
         if first != "variants":
             if first in TOP_KEYS and not rest:
                 self.top[first] = value
@@ -172,6 +181,25 @@ class _Reading:
             elif value.value not in (None, {}):
                 self._wrong(f"variants.{name}.{key}", value, EXPECTED[key.partition(".")[0]])
         return Variant(name, about=about, groups=groups, layer=layer)
+
+    def grid_variants(self, *, taken: Sequence[str]) -> list[Variant]:
+        """Every combination of the grid's values, named by them."""
+        for key, value in self.grid.items():
+            if not isinstance(value.value, list) or not value.value:
+                self._wrong(f"grid.{key}", value, "expected a list of values")
+                return []
+        names, made = set(taken), list[Variant]()
+        for point in itertools.product(*(value.value for value in self.grid.values())):
+            layer, words = Layer(), list[str]()
+            for (key, value), chosen in zip(self.grid.items(), point, strict=True):
+                self._setting(key, Value(chosen, value.where), layer=layer)
+                words.append(f"{key.rpartition('.')[2]} {chosen}")
+            stem = re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
+            free = itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2)))
+            name = next(one for one in free if one not in names)
+            names.add(name)
+            made.append(Variant(name, groups=(GRID,), layer=layer))
+        return made if self.grid else []
 
     def check_top(self, shown: str, names: Sequence[str]) -> None:
         """See that everything needed is there and fits."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -78,12 +78,17 @@ class GradientMonitor:
         self._norms: dict[str, float] = {}
         self._before: dict[str, list[Tensor]] = {}
 
-    def before_update(self, *, step: int) -> None:
-        """Measure gradients, before clipping, and remember weights; `step` counts from 1."""
+    def before_update(self, *, step: int, resting: Collection[str] = ()) -> None:
+        """Measure gradients, before clipping, and remember weights; `step` counts from 1.
+
+        Groups that are `resting` do not learn at this step and are not judged.
+        """
         self._norms, self._before = {}, {}
         if step % self.every:
             return
         for name, parameters in self.groups.items():
+            if name in resting:
+                continue
             self._norms[name] = _norm([p.grad for p in parameters if p.grad is not None])
             self._before[name] = [_sampled(p).clone() for p in parameters]
 

@@ -45,8 +45,11 @@ if TYPE_CHECKING:
     from saccade.training.trainers import Recipe, SaccadeTrainer
 
 RECIPES = {
+    "pretrain": "saccade.training.recipes.pretrain:PretrainRecipe",
     "relevance": "saccade.training.recipes.relevance:RelevanceRecipe",
     "tiny-base": "saccade.training.recipes.tiny_base:TinyBaseRecipe",
+    "sft": "saccade.training.recipes.sft:SftRecipe",
+    "dpo": "saccade.training.recipes.dpo:DpoRecipe",
 }
 """Where each recipe lives; imported only when it is trained."""
 

@@ -26,14 +26,14 @@ from saccade.config.errors import InputError
 def shard_frozen(module: nn.Module, *, device: torch.device, methods: Iterable[str] = ()) -> None:
     """Shard the frozen parameters of `module` in place, layer by layer.
 
-    `methods` are entered like `forward`: with what lies outside the layers gathered. Raises
-    InputError when no layer is frozen.
+    `methods` are entered like `forward`: with what lies outside the layers gathered. A layer may
+    hold trained parts (adapters), which stay whole. Raises InputError when no layer is frozen.
     """
     layers = [
         layer
         for layer in module.modules()
         if isinstance(layer, GradientCheckpointingLayer)
-        and not any(parameter.requires_grad for parameter in layer.parameters())
+        and not all(parameter.requires_grad for parameter in layer.parameters())
     ]
     if not layers:
         raise InputError(
@@ -42,9 +42,9 @@ def shard_frozen(module: nn.Module, *, device: torch.device, methods: Iterable[s
         )
     module.to(device)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for layer in reversed(layers):  # inner ones first
-        fully_shard(layer, mesh=mesh)
     trained = {one for one in module.parameters() if one.requires_grad}
+    for layer in reversed(layers):  # inner ones first
+        fully_shard(layer, mesh=mesh, ignored_params=trained)
     fully_shard(module, mesh=mesh, ignored_params=trained)
     for name in methods:
         register_fsdp_forward_method(module, name)
@@ -60,8 +60,15 @@ def spread_from_first(parameters: Iterable[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace the gradients of what is trained by their mean over processes, in one message."""
+    """Replace the gradients of what is trained by their mean over processes, in one message.
+
+    What no process's samples reached keeps no gradient, so that the optimizer leaves it alone.
+    """
     trained = [one for one in parameters if one.requires_grad]
+    device = trained[0].device
+    reached = torch.tensor([one.grad is not None for one in trained], device=device).int()
+    dist.all_reduce(reached)
+    trained = [one for one, count in zip(trained, reached.tolist(), strict=True) if count]
     # a part that one process's samples did not reach still has to be counted there
     grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in trained]
     flat = torch.cat([grad.reshape(-1).float() for grad in grads])

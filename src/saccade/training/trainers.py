@@ -109,6 +109,12 @@ class LossModule(nn.Module):
         """The recipe's evaluation, through this module so that a sharded base is gathered."""
         return self._recipe.evaluate(source, limit=limit)
 
+    def prepare_step(self, batches: list[dict[str, Any]]) -> None:
+        """What the recipe wants of all micro-batches before the first, where it wants anything."""
+        prepare = getattr(self._recipe, "prepare_step", None)
+        if prepare is not None:
+            prepare(batches)
+
 
 @dataclass(frozen=True)
 class Totals:
@@ -184,11 +190,12 @@ class SaccadeTrainer(Trainer):
         arguments = training_arguments(config, folder=run.path, device=device)
         self.sharded = config.training.parallel == "fsdp" and arguments.world_size > 1
         if self.sharded:
-            shard_frozen(module, device=arguments.device, methods=["evaluate"])
+            shard_frozen(module, device=arguments.device, methods=["evaluate", "prepare_step"])
             # the Trainer's name for: placed and reduced by somebody else, so do not wrap it in DDP
             module.is_distributed_loading_by_transformers = True  # type: ignore[assignment]
         super().__init__(model=module, args=arguments, data_collator=recipe.collate)
         self.remove_callback(PrinterCallback)
+        self._module = module
         self.recipe, self.config, self.run, self.boundary = recipe, config, run, boundary
         self.source = source
         self.monitor = GradientMonitor(recipe.groups())
@@ -239,6 +246,9 @@ class SaccadeTrainer(Trainer):
         self._micro = [next(epoch_iterator) for _ in range(num_batches)]
         self._parts = defaultdict(lambda: torch.zeros((), device=device))
         inputs = [micro.inputs for micro in self._micro]
+        if num_batches * self.args.world_size > 1:  # alone, a batch knows all of its step
+            with self.compute_loss_context_manager():
+                self._module.prepare_step(inputs)
         supervised = torch.tensor(sum(map(count_supervised, inputs)), device=device)
         return inputs, self._sum(supervised).clamp(min=1)
 
@@ -269,7 +279,8 @@ class SaccadeTrainer(Trainer):
         step = self.state.global_step + 1
         if self.sharded:
             average_gradients(model.parameters())
-        self.monitor.before_update(step=step)
+        resting = getattr(self.recipe, "resting", lambda step: ())(self.state.global_step)
+        self.monitor.before_update(step=step, resting=resting)
         norm: Any = super()._clip_grad_norm(model)
         self._totals = Totals.of(self._gather(self._own_part()))
         check_finite(

@@ -30,6 +30,8 @@ FORMAT = 1
 CARD = "relevance.json"
 WEIGHTS = "selector.safetensors"
 BASE = "base"
+HERE = "."
+"""Name of a base that lies in the same folder as the selector."""
 OWN = (BASE, WEIGHTS, CARD)
 ADAPTER_MARKS = ("lora_", "base_layer.", "modules_to_save.", "original_module.")
 
@@ -123,6 +125,7 @@ def load(folder: Path, *, backbone: Backbone | None, model: ModelConfig | None) 
         raise InputError(f"{folder}: the saved selector is damaged: {error}") from error
     if backbone is None:
         name = str(folder / BASE) if card["base_included"] else card["base"]
+        name = str(folder) if name == HERE else name
         backbone = load_backbone((model or ModelConfig()).model_copy(update={"name": name}))
     width = backbone.model.config.text_config.hidden_size
     if width != card["width"]:
