@@ -239,7 +239,7 @@ def test_an_unknown_source_type_lists_the_valid_ones_and_nothing_else() -> None:
     text = complaint(overrides=["data.train.type=flder", "data.train.path=x"])
     assert text == (
         "command line: data.train.type = flder: expected one of scenes, jsonl, parquet, folder,"
-        " hub, layout, probing; did you mean folder?"
+        " hub, layout, probing, captions, preferences; did you mean folder?"
     )
 
 

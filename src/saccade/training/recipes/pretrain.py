@@ -331,7 +331,16 @@ class PretrainRecipe:
     def finish(self, run: RunDir) -> None:
         """Write the joined model to the run; the contrastive head stays behind."""
         folder = run.path / "model"
-        self.base.save_pretrained(folder)
+        base = self.base
+        if self.config.training.parallel == "fsdp":
+            # frozen layers are shared out and the other processes gone: they are where they were
+            base = _joined(self.config).model
+            trained = {n: p for n, p in self.base.named_parameters() if p.requires_grad}
+            with torch.no_grad():
+                for name, parameter in base.named_parameters():
+                    if name in trained:
+                        parameter.copy_(trained[name])
+        base.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     # helpers ---------------------------------------------------------------------------------
