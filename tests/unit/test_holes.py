@@ -13,11 +13,14 @@ from saccade.training.recipes.tiny_base import TinyBaseRecipe
 SETTINGS = ["data.train.scenes=8", "data.train.questions=4", "training.batch_size=16"]
 
 
+def recipe(*, share: float) -> TinyBaseRecipe:
+    overrides = [*SETTINGS, f"tiny_base.hole_share={share}"]
+    return TinyBaseRecipe(resolve("smoke/tiny-base", overrides=overrides).config)
+
+
 @pytest.fixture(scope="module")
 def made() -> TinyBaseRecipe:
-    return TinyBaseRecipe(
-        resolve("smoke/tiny-base", overrides=[*SETTINGS, "tiny_base.hole_share=1"]).config
-    )
+    return recipe(share=1)
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +28,7 @@ def batches(made: TinyBaseRecipe) -> tuple[dict[str, Any], dict[str, Any]]:
     """The same samples with and without holes."""
     source = made.train_source()
     samples = [source[i] for i in range(16)]
-    holed = made.collate(samples)
-    made.config.tiny_base.__dict__["hole_share"] = 0.0
-    whole = made.collate(samples)
-    made.config.tiny_base.__dict__["hole_share"] = 1.0
-    return holed, whole
+    return made.collate(samples), recipe(share=0).collate(samples)
 
 
 def test_every_question_still_sees_the_cells_of_its_own_answer(batches: Any) -> None:
