@@ -38,7 +38,7 @@ from saccade.models.losses import supervised_loss
 from saccade.models.relevance.teacher import eager_attention
 from saccade.models.tiny import build_model, build_processor, build_tokenizer, tiny_config
 from saccade.scoring.accuracy import accuracy_by_kind
-from saccade.training.recipes.holes import punch_holes
+from saccade.training.recipes.holes import Needs, punch_holes
 
 BACKGROUND_WEIGHT = 0.1
 """Cells without the attribute outnumber the others by far; they count this much."""
@@ -61,6 +61,21 @@ class CellReader(nn.Module):
             parts = zip((each_N * weight_N).split(counts), weight_N.split(counts), strict=True)
             per_head.append(torch.stack([loss.sum() / weight.sum() for loss, weight in parts]))
         return torch.stack(per_head).mean(0)
+
+
+def _needs(group: list[Sample]) -> Needs:
+    """What the questions about one image need of it; nothing is known but of generated scenes."""
+    first = group[0]
+    things = []
+    if "scene" in first.facts:
+        categories = cell_targets(first.facts["scene"])["category"]
+        things = [cell for cell, category in enumerate(categories) if category]
+    return Needs(
+        key=first.image_key or first.id,
+        grid=first.facts.get("grid", (0, 0)),
+        things=things,
+        questions=[(sample.id, sample.facts.get("answer_cells") or ()) for sample in group],
+    )
 
 
 class TinyBaseModel(nn.Module):
@@ -195,8 +210,7 @@ class TinyBaseRecipe:
             rows.block_mask(),
             rows=rows,
             image_RL=rows.input_ids_RL == self.renderer.markers.image,
-            needed=[[s.facts.get("answer_cells") or [] for s in group] for group in groups],
-            keys=[group[0].image_key or group[0].id for group in groups],
+            needs=[_needs(group) for group in groups],
             share=share,
         )
 
