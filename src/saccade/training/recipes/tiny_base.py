@@ -63,17 +63,13 @@ class CellReader(nn.Module):
         return torch.stack(per_head).mean(0)
 
 
-def _needs(group: list[Sample]) -> Needs:
+def _needs(group: list[Sample], targets: dict[str, list[int]]) -> Needs:
     """What the questions about one image need of it; nothing is known but of generated scenes."""
     first = group[0]
-    things = []
-    if "scene" in first.facts:
-        categories = cell_targets(first.facts["scene"])["category"]
-        things = [cell for cell, category in enumerate(categories) if category]
     return Needs(
         key=first.image_key or first.id,
         grid=first.facts.get("grid", (0, 0)),
-        things=things,
+        things=[cell for cell, category in enumerate(targets.get("category", ())) if category],
         questions=[(sample.id, sample.facts.get("answer_cells") or ()) for sample in group],
     )
 
@@ -182,26 +178,28 @@ class TinyBaseRecipe:
         rope_3RL, _ = self.base.model.get_rope_index(
             ids_RL, mm_token_type_ids=types_RL, image_grid_thw=rows.grid_I3
         )
+        facts = [group[0].facts for group in groups]
+        targets = [cell_targets(known["scene"]) if "scene" in known else {} for known in facts]
         batch: dict[str, Any] = {
             "input_ids": ids_RL,
             "labels": rows.labels_RL,
-            "attention_mask": self._visible(groups, rows),
+            "attention_mask": self._visible(groups, rows, targets),
             "position_ids": positions(rows.segment_RL, rope_3RL),
             "sample_ids": [sample.id for sample in samples],
         }
         if rows.pixels_ND is not None:
             batch["pixel_values"], batch["image_grid_thw"] = rows.pixels_ND, rows.grid_I3
         batch |= self._look_targets(groups, rows)
-        scenes = [group[0].facts["scene"] for group in groups if "scene" in group[0].facts]
-        if len(scenes) == len(groups):
-            targets = [cell_targets(scene) for scene in scenes]
+        if all(targets):
             batch["cell_targets"] = {
                 name: torch.tensor([label for one in targets for label in one[name]])
                 for name in CELL_TARGETS
             }
         return batch
 
-    def _visible(self, groups: list[list[Sample]], rows: PackedRows) -> Tensor:
+    def _visible(
+        self, groups: list[list[Sample]], rows: PackedRows, targets: list[dict[str, list[int]]]
+    ) -> Tensor:
         """[R, 1, L, L]: the packed rows' mask, with holes in part of the pictures."""
         share = self.config.tiny_base.hole_share
         if share == 0 or self.part == "vision":
@@ -210,7 +208,7 @@ class TinyBaseRecipe:
             rows.block_mask(),
             rows=rows,
             image_RL=rows.input_ids_RL == self.renderer.markers.image,
-            needs=[_needs(group) for group in groups],
+            needs=[_needs(group, known) for group, known in zip(groups, targets, strict=True)],
             share=share,
         )
 
