@@ -71,12 +71,12 @@ $(VENV)/.torch: constraints.txt | $(VENV)/.created
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
 	@echo "Installing saccade into $(VENV) ..."
-	@$(PIP) -e '.[train]'
+	@$(PIP) -e '.[train,cloud]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt $(VENV)/.torch
 	@echo "Installing saccade and its development tools into $(VENV) ..."
-	@$(PIP) -e '.[train,rl,dev]'
+	@$(PIP) -e '.[train,rl,cloud,dev]'
 	@touch $@ $(VENV)/.installed
 
 clean:  ## remove caches and build products; runs and the environment stay

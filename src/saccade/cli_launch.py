@@ -330,7 +330,7 @@ def _leave_it(driver: Driver, *, as_json: bool) -> None:
 
 
 def _tell(driver: Driver, view: LaunchView, *, as_json: bool) -> None:
-    from saccade.launch import shown
+    from saccade.launch import messages, shown
 
     now = time.time()
     if as_json:
@@ -339,6 +339,13 @@ def _tell(driver: Driver, view: LaunchView, *, as_json: bool) -> None:
     out.show_note(f"{driver.launch.key}: {shown.line(view, now=now)}")
     if view.message:
         out.show_note(view.message)
+    known = driver.target.name != "fake" or "SACCADE_FAKE_CLOUD" in os.environ
+    home = messages.bring_home(
+        view, config=driver.launch.config_file, root=driver.launch.folder.parent.parent,
+        fake="" if known else driver.env["SACCADE_FAKE_CLOUD"],
+    )  # fmt: skip
+    if home:
+        out.show_note(home)
 
 
 def _root(given: Path | None) -> Path:

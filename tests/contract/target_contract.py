@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from saccade.cloud.findings import Finding
@@ -18,6 +19,24 @@ from saccade.launch.targets.base import CAPABILITIES, Target
 
 PATIENCE_S = 90.0
 ENDED = TERMINAL | {State.PREEMPTED}
+
+
+def until(
+    target: Target, handle: Handle, wanted: Callable[[Status], bool], *, seconds: float = 60
+) -> Status:
+    """Poll until the status is the wanted one."""
+    deadline = time.monotonic() + seconds
+    while True:
+        status = target.poll(handle)
+        if wanted(status):
+            return status
+        assert time.monotonic() < deadline, status
+        time.sleep(0.05)
+
+
+def is_over(status: Status) -> bool:
+    """Whether the platform says that it has ended."""
+    return status.ended_at is not None
 
 
 def until_over(target: Target, handle: Handle) -> Status:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from saccade.cloud.findings import Level
 from saccade.config.errors import OutsideError
 from saccade.launch.machines import Strategy
 from saccade.launch.package import pack
-from saccade.launch.spec import Handle, JobSpec, Status
+from saccade.launch.spec import JobSpec
 from saccade.launch.states import State
 from saccade.launch.targets.docker import DockerTarget
+from tests.contract.target_contract import is_over, until
 
 STAND_IN = Path(__file__).parents[1] / "fake_docker.py"
 IMAGE = "saccade-train:test"
@@ -92,22 +93,6 @@ def spec(tmp_path: Path, **changes: Any) -> JobSpec:
     made = dict(changes)
     made["env"] = {"SACCADE_GPUS": "0"} | changes.get("env", {})
     return JobSpec(**(values | made))
-
-
-def until(
-    target: DockerTarget, handle: Handle, wanted: Callable[[Status], bool], *, seconds: float = 60
-) -> Status:
-    deadline = time.monotonic() + seconds
-    while True:
-        status = target.poll(handle)
-        if wanted(status):
-            return status
-        assert time.monotonic() < deadline, status
-        time.sleep(0.05)
-
-
-def is_over(status: Status) -> bool:
-    return status.ended_at is not None
 
 
 def test_a_job_sees_its_mounts_and_ends(target: DockerTarget, tmp_path: Path) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from saccade.cloud.api.errors import Unreachable
 from saccade.cloud.findings import Level
 from saccade.config.errors import InputError, OutsideError
 from saccade.launch.machines import MACHINES, Strategy
-from saccade.launch.spec import Handle, JobSpec, Status
+from saccade.launch.spec import JobSpec
 from saccade.launch.states import State
 from saccade.launch.targets.hf_jobs import FLAVORS, HfJobsTarget, flavor_of
+from tests.contract.target_contract import is_over, until
 from tests.fake_hf_jobs import NAME, TOKEN, FakeJobs
 
 CANARY = "canary-5e1f00d5ecret"
@@ -65,22 +65,6 @@ def spec(**changes: Any) -> JobSpec:
         "secrets": {"WANDB_API_KEY": "here"},
     }  # fmt: skip
     return JobSpec(**(values | changes))
-
-
-def until(
-    target: HfJobsTarget, handle: Handle, wanted: Callable[[Status], bool], *, seconds: float = 60
-) -> Status:
-    deadline = time.monotonic() + seconds
-    while True:
-        status = target.poll(handle)
-        if wanted(status):
-            return status
-        assert time.monotonic() < deadline, status
-        time.sleep(0.05)
-
-
-def is_over(status: Status) -> bool:
-    return status.ended_at is not None
 
 
 def test_a_job_runs_writes_and_ends(target: HfJobsTarget) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ from saccade.config.errors import OutsideError
 from saccade.launch.images import ensure_image, image_tag
 from saccade.launch.machines import Strategy
 from saccade.launch.package import code_root
-from saccade.launch.spec import Handle, JobSpec, Status
+from saccade.launch.spec import JobSpec
 from saccade.launch.states import State
 from saccade.launch.targets.vertex import VertexTarget
+from tests.contract.target_contract import is_over, until
 
 PROJECT, REGION = "some-project", "us-central1"
 ENTRY = """
@@ -64,22 +64,6 @@ def start(tmp_path: Path) -> Any:
     yield begin
     for cloud in clouds:
         cloud.close()
-
-
-def until(
-    target: VertexTarget, handle: Handle, wanted: Callable[[Status], bool], *, seconds: float = 60
-) -> Status:
-    deadline = time.monotonic() + seconds
-    while True:
-        status = target.poll(handle)
-        if wanted(status):
-            return status
-        assert time.monotonic() < deadline, status
-        time.sleep(0.05)
-
-
-def is_over(status: Status) -> bool:
-    return status.ended_at is not None
 
 
 def jobs(target: VertexTarget) -> list[dict[str, Any]]:

@@ -210,6 +210,22 @@ def test_a_preemption_can_wait_for_a_call(tmp_path: Path) -> None:
         until(cloud, path, "FAILED")
 
 
+def test_a_preemption_can_wait_for_the_bytes_of_a_resumable_upload(tmp_path: Path) -> None:
+    timeline = [{"running": {"until_call": "PUT /upload/storage/.*step-20/model"}}, "preempt"]
+    with serve(tmp_path, scenario=Scenario.model_validate({"jobs": [timeline]})) as cloud:
+        path = create(cloud, job_body(PATIENT))
+        until(cloud, path, "RUNNING")
+        call(cloud, "POST", "/storage/v1/b?project=p", {"name": "bucket-a"})
+        begin = "/upload/storage/v1/b/bucket-a/o?uploadType=resumable"
+        call(cloud, "POST", begin, {"name": "step-20/model.safetensors"})
+        session = next((tmp_path / "storage" / "uploads").glob("*.json")).stem
+        assert state_of(cloud, path) == "RUNNING"
+        call(cloud, "PUT", f"{begin}&upload_id={session}", {})
+        until(cloud, path, "FAILED")
+        found = cloud.calls("object=step-20/model")
+        assert [one["method"] for one in found] == ["POST", "PUT"]
+
+
 def test_each_job_takes_its_own_timeline(tmp_path: Path) -> None:
     scenario = {"jobs": [["stockout"], [{"fail": "Internal error"}], ["running"]]}
     with serve(tmp_path, scenario=Scenario.model_validate(scenario)) as cloud:

@@ -13,11 +13,14 @@ from saccade.training.recipes.tiny_base import TinyBaseRecipe
 SETTINGS = ["data.train.scenes=8", "data.train.questions=4", "training.batch_size=16"]
 
 
+def recipe(*, share: float) -> TinyBaseRecipe:
+    overrides = [*SETTINGS, f"tiny_base.hole_share={share}"]
+    return TinyBaseRecipe(resolve("smoke/tiny-base", overrides=overrides).config)
+
+
 @pytest.fixture(scope="module")
 def made() -> TinyBaseRecipe:
-    return TinyBaseRecipe(
-        resolve("smoke/tiny-base", overrides=[*SETTINGS, "tiny_base.hole_share=1"]).config
-    )
+    return recipe(share=1)
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +28,7 @@ def batches(made: TinyBaseRecipe) -> tuple[dict[str, Any], dict[str, Any]]:
     """The same samples with and without holes."""
     source = made.train_source()
     samples = [source[i] for i in range(16)]
-    holed = made.collate(samples)
-    made.config.tiny_base.__dict__["hole_share"] = 0.0
-    whole = made.collate(samples)
-    made.config.tiny_base.__dict__["hole_share"] = 1.0
-    return holed, whole
+    return made.collate(samples), recipe(share=0).collate(samples)
 
 
 def test_every_question_still_sees_the_cells_of_its_own_answer(batches: Any) -> None:
@@ -66,3 +65,26 @@ def test_holes_change_the_loss(made: TinyBaseRecipe, batches: Any) -> None:
     tokens = (whole["labels"][:, 1:] != -100).sum()
     losses = [made.loss(batch, step=1, denominator=tokens)["loss"] for batch in batches]
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_a_tower_with_holes_learns_from_the_shown_cells_alone(share: float) -> None:
+    source_of = ["tiny_base.train=vision", "data.train.questions=1", "training.batch_size=4"]
+    overrides = [*SETTINGS[:1], *source_of, f"tiny_base.hole_share={share}"]
+    tower = TinyBaseRecipe(resolve("smoke/tiny-base", overrides=overrides).config)
+    source = tower.train_source()
+    batch = tower.collate([source[i] for i in range(4)])
+    shown_N = batch.get("shown_cells", torch.ones(len(batch["pixel_values"]) // 4).bool())
+    assert shown_N.all() == (share == 0)
+
+    changed = {name: target_N.clone() for name, target_N in batch["cell_targets"].items()}
+    for target_N in changed.values():
+        target_N[~shown_N] = 1
+    # blank what is hidden: neither its pixels nor its targets may matter
+    blank_ND = torch.where(shown_N.repeat_interleave(4)[:, None], batch["pixel_values"], 0)
+    tokens = (batch["labels"][:, 1:] != -100).sum()
+    losses = [
+        tower.loss(batch | other, step=1, denominator=tokens)["loss"]
+        for other in ({}, {"cell_targets": changed, "pixel_values": blank_ND})
+    ]
+    torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saccade.launch import costs
+from saccade.launch import costs, messages
 from saccade.launch.machines import Strategy
 from saccade.launch.spec import Handle, JobSpec, Status
 from saccade.launch.states import State, may_follow
@@ -144,6 +145,18 @@ def test_a_preemption_is_said_with_step_checkpoint_loss_and_attempt() -> None:
     assert (story.view.handle and story.view.handle.id) == "job-2"
 
 
+def test_a_finished_launch_names_the_command_that_fetches_its_result() -> None:
+    story, config = Story(), Path("runs/.launches/mine-abc/config.yaml")
+    story.look()
+    assert messages.bring_home(story.view, config=config, root=Path("runs")) == ""
+    story.look(Seen(status=Status(State.SUCCEEDED), done={"target_step": 6, "time": story.now}))
+    said = messages.bring_home(story.view, config=config, root=Path("runs"))
+    assert said.endswith("\n  saccade train -c runs/.launches/mine-abc/config.yaml")
+    said = messages.bring_home(story.view, config=config, root=Path("/r"), fake="http://x")
+    assert "SACCADE_FAKE_CLOUD=http://x saccade train" in said
+    assert said.endswith(" run.root=/r")
+
+
 def test_exit_143_counts_as_preempted_and_is_submitted_again() -> None:
     story = Story().running()
     story.runs(100, checkpoint=100)
@@ -221,6 +234,22 @@ def test_a_place_that_preempts_twice_or_is_sold_out_is_left() -> None:
     story.sees(State.PREEMPTED, detail="Resources are insufficient in region: us-east5")
     assert story.view.offer == 1
     assert any("moving to a2-ultragpu-1g spot in us-central1" in text for text in story.said)
+
+
+def test_places_without_a_machine_are_left_and_are_no_preemptions() -> None:
+    story = Story(policy={"max_attempts": 4})
+    sold_out = Seen(status=Status(State.PREEMPTED, raw={"cause": "stockout"}))
+    for _ in range(3):
+        story.look(after_s=60)
+        story.look(sold_out)
+        assert story.view.state is State.RESUBMITTING
+    assert (story.view.preemptions, story.view.stuck, story.view.attempt) == (0, 0, 4)
+    assert "trying a2-ultragpu-1g spot in us-central1" in story.view.message
+    story.look(after_s=60)
+    story.look(sold_out)
+    assert story.ends == (State.FAILED, 3)
+    assert "no capacity" in story.view.message
+    assert "fix: launch.strategy=flex-start" in story.view.message
 
 
 def test_back_off_doubles_up_to_ten_minutes() -> None:

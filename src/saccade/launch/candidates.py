@@ -143,9 +143,16 @@ def _of_ranking(
     launch: LaunchConfig, found: list[Candidate], usable: list[Candidate]
 ) -> list[Finding]:  # fmt: skip
     if not usable:
-        first = found[0] if found else None
+        # a place that was asked for says more than one that was not
+        asked = [one for one in found if one.region in launch.regions] or found
+        short = [one for one in asked if one.reason.startswith("quota ")]
+        first = (short or asked or [None])[0]
         why = first.reason if first else "no region has it"
         fix = (first.fix if first else "") or "saccade prices"
+        if short:
+            rich = sorted({one.region for one in found if (one.quota or 0) >= launch.replicas})
+            more = ", ".join(one for one in rich if one not in launch.regions)
+            why += f"; there is quota in {more} (launch.regions)" if more else ""
         return [Finding("place", Level.BLOCK, f"{launch.machine}: {why}", fix=fix)]
     best = usable[0]
     findings = [Finding("place", Level.OK, f"{best.region} ({best.reason})")]

@@ -14,11 +14,12 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from saccade.launch.view import FIELDS, LaunchView, fold, view_from_json, view_to_json
+from saccade.training.events import read_events
 
 VERSION = 1
 FOLDER = ".launches"
@@ -68,7 +69,7 @@ class Launch:
 
     def events(self) -> list[dict[str, Any]]:
         """Read all whole events; torn lines are left out."""
-        return read(self.events_file)
+        return [event for event in read_events(self.events_file) if event["type"] in FIELDS]
 
     def view(self) -> LaunchView:
         """Fold the log; a view kept from the last time is used while the log has not grown."""
@@ -102,15 +103,6 @@ class Launch:
             aside.unlink(missing_ok=True)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Read the whole events of a log; a missing file is an empty log."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    return [event for event in map(_parse, lines) if event is not None]
-
-
 def launches(root: Path) -> list[Launch]:
     """List every launch under a run root, the most recently changed first."""
     found = []
@@ -139,11 +131,3 @@ def matching(all_launches: Iterable[Launch], *, name: str) -> list[Launch]:
         if launch.key == name or (launch.key.startswith(f"{name}-") and launch.view().run == name):
             found.append(launch)
     return found
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        event: Mapping[str, Any] = json.loads(line)
-    except ValueError:
-        return None
-    return dict(event) if isinstance(event, dict) and event.get("type") in FIELDS else None

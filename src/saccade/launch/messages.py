@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from saccade.launch.states import State
 from saccade.launch.view import LaunchView, Offer
 
 TAIL_LINES = 50
@@ -53,7 +55,7 @@ _SIGNATURES: tuple[tuple[str, Cause], ...] = (
         Cause("the image cannot be pulled", "saccade cloud setup --only registry", 3),
     ),
     (
-        r"GPUs? (were|was) asked for|no CUDA device|CUDA driver|nvidia-smi",
+        r"GPU(\(s\)|s)? (were|was) asked for|no CUDA device|CUDA driver|nvidia-smi",
         Cause("no GPU in the machine", "another machine type in launch.machine", 3),
     ),
 )
@@ -169,3 +171,21 @@ def incomplete(view: LaunchView, *, why: str) -> str:
 def nobody(run: str) -> str:
     """What is said of a launch that has a job and no watcher."""
     return f"nobody is watching; run `saccade watch {run}`"
+
+
+def bring_home(view: LaunchView, *, config: Path, root: Path, fake: str = "") -> str:
+    """The command that fetches a finished run to this machine; empty when there is nothing to do.
+
+    `fake` is the address of the imitation of Google Cloud, where the shell does not know it.
+    """
+    store = view.spec.store if view.spec else ""
+    if view.state is not State.SUCCEEDED or view.target == "local" or not store:
+        return ""
+    if not store.startswith(("gs://", "/")):
+        return f"the finished run is in {store}/runs/{view.run}/final"
+    before = f"SACCADE_FAKE_CLOUD={fake} " if fake else ""
+    folder = "" if str(root) == "runs" else f" run.root={root}"
+    return (
+        f"the finished run is in {store}/runs/{view.run}; to fetch it (nothing is trained):"
+        f"\n  {before}saccade train -c {config}{folder}"
+    )

@@ -105,13 +105,14 @@ def plan_launch(
     token = _checked(token) if token else _token(shipped, code_hash=code_hash)
     launch = launch_of(config.run.root, run=name, token=token)
     target = open_target(target_name, settings=target_settings(config, env=env))
-    choice = _choice(config, target=target, settings=settings, env=env)
+    first = _first_findings(target, settings)
+    choice = _choice(config, target=target, settings=settings)
     spec = _spec(
         shipped, launch=launch, name=name, token=token, choice=choice, settings=settings,
         archive=archive, env=env,
     )  # fmt: skip
     spec, image_findings = _with_image(spec, target=target, settings=settings)
-    findings = [*_cloud_findings(target, settings), *choice.findings, *image_findings]
+    findings = [*_bucket_findings(target, settings, first), *choice.findings, *image_findings]
     findings += _secret_findings(target, settings, spec)
     findings += _target_findings(target, spec, told={one.name for one in image_findings})
     return LaunchPlan(
@@ -172,10 +173,23 @@ def _as_shipped(config: Config, *, name: str, settings: CloudSettings | None) ->
     run: dict[str, Any] = {"name": name}
     store = config.run.store
     if settings is not None:
-        run |= {"store": store or settings.store, "root": Path("runs")}
+        run |= {"store": _in_a_bucket(store) if store else settings.store, "root": Path("runs")}
     elif config.launch.target == "docker":
         run |= {"store": store or str((config.run.root / ".store").absolute())}
     return config.model_copy(update={"run": config.run.model_copy(update=run)})
+
+
+def _in_a_bucket(store: str) -> str:
+    """Refuse now what the job would refuse on a machine that is paid for."""
+    from saccade.training.store import open_store
+
+    if not store.startswith("gs://"):
+        raise InputError(
+            f"run.store = {store}: a job in Google Cloud keeps its run in a bucket"
+            "\n  fix: leave run.store empty, or run.store=gs://BUCKET"
+        )
+    open_store(store, env={})
+    return store
 
 
 def _home(env: Mapping[str, str]) -> Path:
@@ -215,20 +229,19 @@ def _checked(token: str) -> str:
     return token
 
 
-def _choice(
-    config: Config, *, target: Target, settings: CloudSettings | None, env: Mapping[str, str]
-) -> Choice:  # fmt: skip
+def _choice(config: Config, *, target: Target, settings: CloudSettings | None) -> Choice:
     from saccade.launch import candidates
 
     if target.name in HERE:
         return candidates.here(config)
     if settings is None:
         return candidates.hugging_face(config)
-    from saccade.cloud.api.transport import connect
     from saccade.launch.prices import load_prices
 
+    google = getattr(target, "google", None)
+    assert google is not None
     return candidates.in_google_cloud(
-        config, google=connect(settings.project, env=env),
+        config, google=google,
         prices=load_prices(home=settings.home, fake=settings.fake), store_region=settings.region,
     )  # fmt: skip
 
@@ -324,16 +337,31 @@ def _with_image(
     return spec.at(attempt=1, image=f"{address}:{tag}"), [finding]
 
 
-def _cloud_findings(target: Target, settings: CloudSettings | None) -> list[Finding]:
-    """Credentials, project, billing and the bucket: what must be there before anything is spent."""
+def _first_findings(target: Target, settings: CloudSettings | None) -> list[Finding]:
+    """Credentials, project and billing; where those do not answer, nothing else is waited for."""
+    google = getattr(target, "google", None)
+    if settings is None or google is None:
+        return []
+    from saccade.cloud.api.transport import Patience
+    from saccade.cloud.checks import first_checks
+
+    found = first_checks(google, settings)
+    if found[0].level is not Level.OK:
+        hurried = google.patient(Patience(deadline_s=0.0, timeout_s=5.0))
+        setattr(target, "google", hurried)  # noqa: B010  a protocol does not know this field
+    return found
+
+
+def _bucket_findings(
+    target: Target, settings: CloudSettings | None, found: list[Finding]
+) -> list[Finding]:  # fmt: skip
+    """The first findings and the bucket: what must be there before anything is spent."""
     if settings is None:
         return []
     from saccade.cloud.api import storage
-    from saccade.cloud.checks import first_checks
 
     google = getattr(target, "google", None)
     assert google is not None
-    found = first_checks(google, settings)
     if any(one.level is Level.BLOCK for one in found):
         return found
     fix = "saccade cloud setup" + (" --fake" if settings.fake else "")

@@ -321,7 +321,9 @@ def _preempted(view: LaunchView, status: Status, *, now: float) -> list[Action]:
     offer = _next_offer(following, status)
     at = now + _backoff(following)
     moved = offer != view.offer
-    said = f"moving to {messages.place(view.offers[offer])}" if moved else ""
+    # one sentence: a message that follows at once would hide the one about the preemption
+    said = f"{record.fields['message']}; moving to {messages.place(view.offers[offer])}"
+    said = said if moved else ""
     return [*first, _again(view, attempt=view.attempt + 1, offer=offer, at=at, message=said)]
 
 
