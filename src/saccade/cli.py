@@ -27,6 +27,7 @@ from saccade import (
     cli_merge,
     cli_pipeline,
     cli_prices,
+    cli_shards,
     cli_sweep,
 )
 from saccade import cli_output as out
@@ -303,6 +304,7 @@ cli_prices.register(app)
 cli_launch.register(app)
 cli_cloud.register(app)
 cli_export.register(app)
+cli_shards.register(data_app)
 
 
 @data_app.command("check")

@@ -83,6 +83,7 @@ def evaluate(
     - `saccade eval relevance selector.keep=0.1 --limit 100`
     - `saccade eval runs/relevance --rejudge --json`
     - `saccade eval relevance --heatmaps`
+    - `saccade eval recursion recursion.eval_steps=32`
     - `saccade eval relevance --official lmms-eval --tasks vqav2_val --python env/bin/python`
     """
     from saccade.cli_inputs import export_dotenv, open_run
@@ -115,12 +116,15 @@ def _score(opened: RunDir, *, rejudge: bool, **wanted: Any) -> tuple[dict[str, A
     from saccade.evaluation import run as worker
     from saccade.evaluation.dataset_scores import scores_table
     from saccade.evaluation.table import evaluation_table
+    from saccade.evaluation.thinking import thinking_table
 
     if rejudge:
         result = worker.rejudge(opened)
     else:
         with out.progress_bar() as progress:
             result = worker.evaluate_run(opened, progress=progress, **wanted)
+    if result.get("recipe") == "recursion":
+        return result, thinking_table(result)
     table = evaluation_table(result)
     return result, Group(table, scores_table(result)) if result["scores"] else table
 

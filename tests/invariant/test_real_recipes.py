@@ -34,6 +34,8 @@ RECIPES = (
     "smoke/sft",
     "smoke/sft sft.adapter=none",
     "smoke/dpo",
+    "smoke/recursion",
+    "smoke/recursion recursion.mixer=attention recursion.positions=learned",
 )
 COMMON = (
     "training.threads=1",

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from saccade.config.nodes import Budget, Fraction, Node, NonNegative, NonNegativeInt, RowField
+from saccade.config.recursion import MazeSource, RecursionConfig, SudokuSource
 from saccade.config.schema_data import (
     CaptionsSource,
     DataConfig,
@@ -28,6 +29,7 @@ from saccade.config.schema_data import (
     ScenesSource,
     Source,
 )
+from saccade.config.shards import ShardsConfig
 from saccade.config.stage_pretrain import PretrainConfig
 from saccade.config.stages import DpoConfig, LoraConfig, SftConfig
 
@@ -46,6 +48,7 @@ __all__ = [
     "LaunchConfig",
     "LayoutSource",
     "LoraConfig",
+    "MazeSource",
     "ModelConfig",
     "Node",
     "NonNegative",
@@ -54,12 +57,15 @@ __all__ = [
     "PreferenceSource",
     "PretrainConfig",
     "ProbingSource",
+    "RecursionConfig",
     "RowField",
     "RunConfig",
     "ScenesSource",
     "SelectorConfig",
     "SftConfig",
+    "ShardsConfig",
     "Source",
+    "SudokuSource",
     "TinyBaseConfig",
     "TrackingConfig",
     "TrainingConfig",
@@ -242,6 +248,8 @@ class TrainingConfig(Node):
     """Share of the steps over which the learning rate rises from zero."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning-rate decay after the warm-up."""
+    lr_min_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the peak rate that the decay ends at."""
     max_grad_norm: NonNegative = 1.0
     """Clip the global gradient norm to this; 0 switches clipping off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -368,7 +376,7 @@ class LaunchConfig(Node):
 class Config(Node):
     """The whole configuration of one run."""
 
-    recipe: Literal["relevance", "tiny-base", "sft", "dpo", "pretrain"] = "relevance"
+    recipe: Literal["relevance", "tiny-base", "sft", "dpo", "pretrain", "recursion"] = "relevance"
     """What is trained."""
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
@@ -381,6 +389,17 @@ class Config(Node):
     lora: LoraConfig = LoraConfig()
     sft: SftConfig = SftConfig()
     dpo: DpoConfig = DpoConfig()
+    recursion: RecursionConfig = RecursionConfig()
+    shards: ShardsConfig = ShardsConfig()
     eval: EvalConfig = EvalConfig()
     tracking: TrackingConfig = TrackingConfig()
     launch: LaunchConfig = LaunchConfig()
+
+    @model_validator(mode="after")
+    def _the_tiny_bases_shape_is_not_a_recursions(self) -> Config:
+        if self.recipe == "recursion" and self.arch != ArchConfig():
+            raise ValueError(
+                "arch.* is the shape of the tiny base, which the recipe recursion has none of; say"
+                " recursion.width, recursion.layers and so on, or arch=sudoku6"
+            )
+        return self

@@ -10,7 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
+from saccade.config.grids import ArcSource, ColumnsSource
 from saccade.config.nodes import Node, NonNegative, NonNegativeInt, RowField
+from saccade.config.recursion import MazeSource, SudokuSource
 
 
 class ScenesSource(Node):
@@ -184,7 +186,8 @@ class LayoutSource(Node):
 
 Source = Annotated[
     ScenesSource | JsonlSource | ParquetSource | FolderSource | HubSource | LayoutSource
-    | ProbingSource | CaptionsSource | PreferenceSource,
+    | ProbingSource | CaptionsSource | PreferenceSource | SudokuSource | MazeSource
+    | ArcSource | ColumnsSource,
     Field(discriminator="type"),
 ]  # fmt: skip
 

@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import Protocol
 
 from saccade.config.errors import InputError
+from saccade.config.grids import ArcSource, ColumnsSource
 from saccade.config.schema import (
     CaptionsSource,
     FolderSource,
     HubSource,
     JsonlSource,
     LayoutSource,
+    MazeSource,
     ParquetSource,
     PreferenceSource,
     ProbingSource,
     ScenesSource,
     Source,
+    SudokuSource,
 )
 from saccade.data.rows import RowReader, image_key, match_columns
 from saccade.data.samples import DataError, Sample
@@ -115,6 +118,22 @@ def open_source(source: Source) -> SampleSource:
         from saccade.data.generate.scenes import SceneSource
 
         return SceneSource(source)
+    if isinstance(source, SudokuSource):
+        from saccade.data.generate.sudoku import SudokuPuzzles
+
+        return SudokuPuzzles(source)
+    if isinstance(source, MazeSource):
+        from saccade.data.generate.maze import Mazes
+
+        return Mazes(source)
+    if isinstance(source, ArcSource):
+        from saccade.data.grids.source import ArcPuzzles
+
+        return ArcPuzzles(source)
+    if isinstance(source, ColumnsSource):
+        from saccade.data.grids.source import ColumnPuzzles
+
+        return ColumnPuzzles(source)
     if isinstance(source, LayoutSource):
         from saccade.data.layouts import open_layout
 

@@ -171,7 +171,8 @@ def weights_folder(run: RunDir, *, checkpoint: Path | None = None) -> Path:
             )
         return checkpoint
     exported = run.path / "model"
-    if any((exported / card).is_file() for card in ("relevance.json", "config.json")):
+    cards = ("relevance.json", "config.json", "recursion.json")
+    if any((exported / card).is_file() for card in cards):
         return exported
     newest = run.latest_checkpoint()
     if newest is None:
@@ -280,6 +281,11 @@ def load_run(run: RunDir, *, checkpoint: Path | None = None) -> LoadedRun:
     from saccade.models.relevance.model import RelevanceModel
 
     config = run.config()
+    if config.recipe == "recursion":
+        raise InputError(
+            f"{run.path}: a recursive model answers with grids and sees no images"
+            f"\n  fix: measure it with `saccade eval {run.path}`"
+        )
     _set_threads(config, earlier=(run.provenance() or {}).get("threads"))
     folder = weights_folder(run, checkpoint=checkpoint)
     if (folder / "state.json").is_file():

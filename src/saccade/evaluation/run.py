@@ -22,6 +22,7 @@ from saccade.config.errors import InputError
 from saccade.config.schema import Budget, Source
 from saccade.data.samples import DataError
 from saccade.data.sources import open_source
+from saccade.evaluation import thinking
 from saccade.evaluation.dataset_scores import dataset_scores, is_caption, judged_together
 from saccade.evaluation.load import (
     LoadedRun,
@@ -65,6 +66,10 @@ def evaluate_run(
     exists, the newest checkpoint. Raises InputError for an arm the run has not.
     """
     config = run.config()
+    if config.recipe == "recursion":
+        return thinking.evaluate_thinking(
+            run, limit=limit, checkpoint=checkpoint, progress=progress
+        )
     loaded = load_run(run, checkpoint=checkpoint)
     arm = "full" if arm == "trained" and "trained" not in loaded.arms else arm
     if arm not in loaded.arms:
@@ -91,6 +96,8 @@ def evaluate_run(
 
 def rejudge(run: RunDir) -> dict[str, Any]:
     """Judge the stored answers again, with the scoring rules as they are now; needs no model."""
+    if run.config().recipe == "recursion":
+        return thinking.rejudge_thinking(run)
     if not run.predictions_file.is_file():
         raise InputError(
             f"{run.predictions_file}: no stored answers\n  fix: run `saccade eval {run.path}` first"

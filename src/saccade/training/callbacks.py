@@ -42,11 +42,13 @@ class StepRecord:
     seconds: float
     tokens: int
     sample_ids: list[str]
+    kept: int = 0
+    """Samples computed with, where a recipe keeps them over steps and `sample_ids` are the new."""
 
     @property
     def samples(self) -> int:
         """Samples seen in this step."""
-        return len(self.sample_ids)
+        return self.kept or len(self.sample_ids)
 
 
 @dataclass

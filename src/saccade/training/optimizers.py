@@ -45,24 +45,27 @@ def make_optimizer(model: nn.Module, *, training: TrainingConfig) -> torch.optim
     )
 
 
-def learning_rate_factor(done: int, *, steps: int, warmup: int, schedule: str) -> float:
-    """The share of the peak rate that the step after `done` steps uses."""
+def learning_rate_factor(
+    done: int, *, steps: int, warmup: int, schedule: str, floor: float = 0.0
+) -> float:
+    """The share of the peak rate that the step after `done` steps uses; it decays to `floor`."""
     if done < warmup:
         return (done + 1) / warmup
     progress = min(1.0, (done - warmup) / max(1, steps - warmup))
     if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * progress))
-    return 1 - progress if schedule == "linear" else 1.0
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+    return 1 - (1 - floor) * progress if schedule == "linear" else 1.0
 
 
 def make_schedule(
     optimizer: torch.optim.Optimizer, *, training: TrainingConfig
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up, then the chosen decay towards zero at the last step."""
+    """Linear warm-up, then the chosen decay towards its floor at the last step."""
     factor = partial(
         learning_rate_factor,
         steps=training.steps,
         warmup=math.ceil(training.warmup_ratio * training.steps),
         schedule=training.schedule,
+        floor=training.lr_min_ratio,
     )
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -50,6 +50,7 @@ RECIPES = {
     "tiny-base": "saccade.training.recipes.tiny_base:TinyBaseRecipe",
     "sft": "saccade.training.recipes.sft:SftRecipe",
     "dpo": "saccade.training.recipes.dpo:DpoRecipe",
+    "recursion": "saccade.training.recipes.recursion:RecursionRecipe",
 }
 """Where each recipe lives; imported only when it is trained."""
 

@@ -42,13 +42,22 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
 def weights_writer(model: nn.Module) -> Writer:
     """Writer of the trained tensors as safetensors."""
 
+    return lambda file: tensors_writer(trained_tensors(model))(file)  # when it is written
+
+
+def tensors_writer(tensors: Mapping[str, Tensor]) -> Writer:
+    """Writer of named tensors as safetensors."""
+
     def write(file: BinaryIO) -> None:
-        tensors = {
-            name: one.detach().cpu().contiguous() for name, one in trained_tensors(model).items()
-        }
-        file.write(safetensors.torch.save(tensors))
+        plain = {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
+        file.write(safetensors.torch.save(plain))
 
     return write
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read what `tensors_writer` wrote."""
+    return safetensors.torch.load_file(path)
 
 
 def load_weights(model: nn.Module, *, checkpoint: Path) -> None:

@@ -17,7 +17,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -224,7 +224,8 @@ class SaccadeTrainer(Trainer):
             seed=self.config.run.seed,
             keep_order=getattr(self.source, "ordered", False),
         )
-        batches = StepBatches(
+        # a recipe that keeps samples over several steps says which new ones it takes
+        batches = getattr(self.recipe, "batches", StepBatches)(
             order,
             share=self.share,
             steps=self.config.training.steps,
@@ -245,6 +246,12 @@ class SaccadeTrainer(Trainer):
         """The micro-batches of one step, and its supervised tokens over all processes."""
         self._micro = [next(epoch_iterator) for _ in range(num_batches)]
         self._parts = defaultdict(lambda: torch.zeros((), device=device))
+        enter = getattr(self.recipe, "enter", None)
+        if enter is not None:
+            self._micro = [
+                replace(micro, inputs=enter(micro.inputs, micro=number))
+                for number, micro in enumerate(self._micro)
+            ]
         inputs = [micro.inputs for micro in self._micro]
         if num_batches * self.args.world_size > 1:  # alone, a batch knows all of its step
             with self.compute_loss_context_manager():
@@ -319,6 +326,9 @@ class SaccadeTrainer(Trainer):
         if totals is None:  # the Trainer calls once more when the loader is exhausted
             return
         step, watchers = self.state.global_step, self.boundary.watchers
+        updated = getattr(self.recipe, "updated", None)
+        if updated is not None:
+            updated(learning_rate=float(learning_rate or 0.0))
         for problem in (one for micro in self._micro for one in micro.problems):
             watchers.warn(f"skipped a broken row: {problem}")
         reports = self.monitor.after_update()
@@ -333,6 +343,7 @@ class SaccadeTrainer(Trainer):
             seconds=max(1e-9, time.perf_counter() - self._clock),
             tokens=totals.tokens,
             sample_ids=totals.sample_ids,
+            kept=self.share.samples_per_step if hasattr(self.recipe, "enter") else 0,
         )
         # the Trainer counts from the start of this process, which a resumed run must not
         self.state.epoch = step * self.share.samples_per_step / len(self.source)
@@ -342,9 +353,12 @@ class SaccadeTrainer(Trainer):
     # optimizer -------------------------------------------------------------------------------
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW as configured."""
+        """The recipe's own, or AdamW as configured."""
         if self.optimizer is None:
-            self.optimizer = make_optimizer(self.recipe.model, training=self.config.training)
+            own = getattr(self.recipe, "make_optimizer", None)
+            training = self.config.training
+            made = own(training) if own else make_optimizer(self.recipe.model, training=training)
+            self.optimizer = made
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -358,6 +372,7 @@ class SaccadeTrainer(Trainer):
     def save(self) -> Written | None:
         """Write a checkpoint of the current step; only the first process writes."""
         randomness = self._gather(state.random_states())
+        own = getattr(self.recipe, "checkpoint_files", lambda gather: {})(self._gather)
         if not self.args.should_save:
             return None
         step, share = self.state.global_step, self.share
@@ -377,6 +392,7 @@ class SaccadeTrainer(Trainer):
             state.RANDOM: state.torch_writer(randomness),
             state.STATE: state.json_writer(about),
             TRAINER_STATE_NAME: state.json_writer(asdict(self.state)),
+            **own,
         }
         keep = self.config.training.keep_checkpoints
         return write_checkpoint(self.run.checkpoints, step=step, files=files, keep=keep)
@@ -390,6 +406,7 @@ class SaccadeTrainer(Trainer):
                 "\n  fix: keep training.batch_size x training.accumulation x processes the same"
             )
         state.load_weights(self.recipe.model, checkpoint=Path(resume_from_checkpoint))
+        getattr(self.recipe, "restore", lambda checkpoint: None)(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

@@ -1,0 +1,401 @@
+"""Build shards: one thread draws ahead, the encoder works, a kill costs one batch at most.
+
+A `Mixture` and an `Encoder` flow in; `batch_00000.safetensors` and, of every so many batches,
+`consolidated_000.safetensors` flow out, listed in the manifest as they are finished. Which samples
+a batch holds and what its bytes are follows from the plan alone, so a build that was killed at any
+moment and continued ends in the same files as one in peace. Memory is bounded by the queue between
+the two threads and by one shard. Where the encoder comes from is the caller's business.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saccade.config.errors import InputError, Preempted
+from saccade.config.shards import ShardsConfig
+from saccade.data.shards.cache import GB, PictureCache
+from saccade.data.shards.consolidate import Block, damaged, join, read_block, to_bytes
+from saccade.data.shards.encode import RULE, Encoder, Pooling
+from saccade.data.shards.estimate import Estimate, check_room, estimate
+from saccade.data.shards.manifest import (
+    Manifest,
+    batch_name,
+    builder_lock,
+    describe,
+    differences,
+    fault,
+    read_manifest,
+    shard_name,
+    write_manifest,
+    write_whole,
+)
+from saccade.data.shards.samples import VOCABULARY, ShardSample, pad
+from saccade.data.shards.sources import Mixture
+
+CACHE = "cache"
+LOG = "build.jsonl"
+POLL_SECONDS = 0.2
+PACE_SECONDS = 5.0
+
+Progress = Callable[[str, int, int], None]
+Stop = Callable[[], bool]
+
+
+@dataclass
+class Summary:
+    """What one call did; times in seconds."""
+
+    samples: int
+    built: int = 0
+    seconds: float = 0.0
+    encode_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    cache_hits: int = 0
+    first_shard_seconds: float | None = None
+    repaired: list[str] = field(default_factory=list)
+    complete: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, with the throughput."""
+        rate = self.built / self.seconds if self.seconds else 0.0
+        return {**asdict(self), "samples_per_second": round(rate, 2)}
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """A batch after drawing: symbols, and per picture its cached tensors or its pixels."""
+
+    batch: int
+    samples: list[ShardSample]
+    keys: list[str]
+    known: dict[int, dict[str, Tensor]]
+    prepared: dict[int, Any]
+
+
+class Builder:
+    """One shard folder and what goes into it."""
+
+    def __init__(self, config: ShardsConfig, *, mixture: Mixture, encoder: Encoder) -> None:
+        self.config, self.mixture, self.encoder = config, mixture, encoder
+        self.folder = config.path
+        self.pooling = Pooling(encoder.grid, capsules=config.capsules, children=config.children)
+        self.features = self._feature_shapes()
+        self.kinds = [source.kind for source in mixture.sources]
+        about = [RULE, encoder.digest, json.dumps(self.features), str(torch.get_num_threads())]
+        self.cache = PictureCache(
+            self.folder / CACHE, context="|".join(about), shapes=self.features,
+            max_bytes=int(config.cache_gb * GB),
+        )  # fmt: skip
+
+    def plan(self) -> Manifest:
+        """The build before its first batch."""
+        config = self.config
+        return Manifest(
+            plan={
+                "sources": self.mixture.fingerprint(),
+                "encoder": self.encoder.digest,
+                "pooling": [RULE, config.capsules, config.children, config.keep_tokens],
+                "side": config.side,
+                "symbols": list(self.mixture.widths),
+                # sums of a matrix product depend on it, and shards are equal to the last bit
+                "threads": torch.get_num_threads(),
+            },
+            about={
+                "encoder": self.encoder.name,
+                "features": {name: list(shape) for name, shape in self.features.items()},
+                "kinds": self.kinds,
+                "vocabulary": VOCABULARY,
+            },
+            samples=len(self.mixture),
+            batch_size=config.batch_size,
+            batches_per_shard=config.batches_per_shard,
+        )
+
+    def estimate(self) -> Estimate:
+        """Disk that the whole build takes."""
+        return estimate(
+            self.plan(), features=self.features, widths=self.mixture.widths,
+            cache_bytes=self.cache.max_bytes, folder=self.folder,
+        )  # fmt: skip
+
+    def build(
+        self,
+        *,
+        rebuild: bool = False,
+        repair: bool = False,
+        progress: Progress = lambda what, done, total: None,
+        stop: Stop = lambda: False,
+    ) -> Summary:
+        """Build or continue; raises `Preempted` when asked to stop, `DataError` for damage."""
+        with builder_lock(self.folder):
+            if rebuild:
+                clear(self.folder)
+            manifest = self._resume(repair=repair)
+            check_room(self.estimate(), folder=self.folder, built=manifest.built)
+            summary = Summary(samples=manifest.samples)
+            broken = self._verify(manifest, repair=repair)
+            for shard in broken:
+                manifest = self._repair(manifest, shard)
+                summary.repaired.append(shard_name(shard))
+            return self._run(manifest, summary, progress=progress, stop=stop)
+
+    def _feature_shapes(self) -> dict[str, tuple[int, ...]]:
+        config, width = self.config, self.encoder.width
+        shapes: dict[str, tuple[int, ...]] = {"sketches": (config.capsules, width)}
+        if config.children:
+            shapes["children"] = (config.capsules, config.children, width)
+        if config.keep_tokens:
+            rows, columns = self.encoder.grid
+            shapes["tokens"] = (rows * columns, width)
+        return shapes
+
+    def _resume(self, *, repair: bool) -> Manifest:
+        fresh = self.plan()
+        found = read_manifest(self.folder)
+        if found is None:
+            write_manifest(self.folder, fresh)
+            found = fresh
+        changed = differences(found.plan, json.loads(json.dumps(fresh.plan)))
+        sizes = ("samples", "batch_size", "batches_per_shard")
+        changed += [name for name in sizes if getattr(found, name) != getattr(fresh, name)]
+        if changed:
+            raise InputError(
+                f"{self.folder}: holds shards of another plan (differs in {', '.join(changed)})"
+                "\n  fix: --rebuild to start over, or another shards.path"
+            )
+        # a batch that reads back differently is encoded again, and so is all that follows it
+        sound = []
+        for entry in found.batches:
+            if fault(self.folder, entry) is not None:
+                break
+            sound.append(entry)
+        manifest = found.with_files(batches=tuple(sound))
+        listed = {entry.file for entry in (*manifest.shards, *manifest.batches)}
+        for file in (*self.folder.glob("*.safetensors"), *self.folder.glob(".*.tmp")):
+            if file.name not in listed:
+                file.unlink()
+        if manifest != found:
+            write_manifest(self.folder, manifest)
+        return manifest
+
+    def _verify(self, manifest: Manifest, *, repair: bool) -> list[int]:
+        broken = []
+        for number, entry in enumerate(manifest.shards):
+            problem = fault(self.folder, entry)
+            if problem is None:
+                continue
+            if not repair:
+                raise damaged(self.folder / entry.file, problem)
+            broken.append(number)
+        return broken
+
+    def _repair(self, manifest: Manifest, shard: int) -> Manifest:
+        blocks = [
+            self._encode(self._draw(batch, manifest)) for batch in manifest.shard_batches(shard)
+        ]
+        content = to_bytes(join(blocks))
+        entry = describe(shard_name(shard), content, positions=manifest.shard_range(shard))
+        write_whole(self.folder / entry.file, content)
+        shards = (*manifest.shards[:shard], entry, *manifest.shards[shard + 1 :])
+        repaired = manifest.with_files(shards=shards)
+        write_manifest(self.folder, repaired)
+        return repaired
+
+    def _run(
+        self, manifest: Manifest, summary: Summary, *, progress: Progress, stop: Stop
+    ) -> Summary:
+        started = time.monotonic()
+        manifest = self._join_full(manifest)
+        first = len(manifest.shards) * manifest.batches_per_shard + len(manifest.batches)
+        first = min(first, manifest.batch_count)
+        ahead = _Ahead(lambda batch: self._draw(batch, manifest), depth=self.config.queue_batches)
+        ahead.start(range(first, manifest.batch_count))
+        pace = _Pace(started)
+        try:
+            for _ in range(first, manifest.batch_count):
+                if stop():
+                    raise Preempted(
+                        f"{self.folder}: stopped at {manifest.built} of {manifest.samples} samples"
+                        "\n  to continue: run the same command"
+                    )
+                waited = time.monotonic()
+                drawn = ahead.take()
+                summary.wait_seconds += time.monotonic() - waited
+                manifest = self._finish_batch(manifest, drawn, summary)
+                if manifest.shards and summary.first_shard_seconds is None:
+                    summary.first_shard_seconds = time.monotonic() - started
+                progress(pace.label(summary.built), manifest.built, manifest.samples)
+        finally:
+            ahead.close()
+        summary.seconds = time.monotonic() - started
+        summary.cache_hits = self.cache.hits
+        summary.complete = manifest.complete
+        return summary
+
+    def _finish_batch(self, manifest: Manifest, drawn: _Drawn, summary: Summary) -> Manifest:
+        started = time.monotonic()
+        block = self._encode(drawn)
+        summary.encode_seconds += time.monotonic() - started
+        summary.built += len(block.ids)
+        content = to_bytes(block)
+        positions = manifest.batch_range(drawn.batch)
+        entry = describe(batch_name(drawn.batch), content, positions=positions)
+        write_whole(self.folder / entry.file, content)
+        manifest = manifest.with_files(batches=(*manifest.batches, entry))
+        write_manifest(self.folder, manifest)
+        joined = self._join_full(manifest)
+        if joined != manifest:
+            self._log(joined, summary)
+        return joined
+
+    def _join_full(self, manifest: Manifest) -> Manifest:
+        """Make a consolidated shard when its batches are all there, then drop them."""
+        shard = len(manifest.shards)
+        if shard == manifest.shard_count:
+            return manifest
+        if len(manifest.batches) < len(manifest.shard_batches(shard)):
+            return manifest
+        content = to_bytes(join([read_block(self.folder, entry) for entry in manifest.batches]))
+        entry = describe(shard_name(shard), content, positions=manifest.shard_range(shard))
+        write_whole(self.folder / entry.file, content)
+        parts = manifest.batches
+        manifest = manifest.with_files(shards=(*manifest.shards, entry), batches=())
+        # the parts go only after the manifest names the whole: a kill in between leaves litter
+        write_manifest(self.folder, manifest)
+        for part in parts:
+            (self.folder / part.file).unlink(missing_ok=True)
+        return manifest
+
+    def _draw(self, batch: int, manifest: Manifest) -> _Drawn:
+        """Runs in the thread that is ahead: draws, looks into the cache, prepares pixels."""
+        samples = [self.mixture[position] for position in manifest.batch_range(batch)]
+        pictures = [sample.draw() for sample in samples]
+        keys = [self.cache.key(picture) for picture in pictures]
+        found = {i: self.cache.get(key) for i, key in enumerate(keys)}
+        known = {i: tensors for i, tensors in found.items() if tensors is not None}
+        if not self.encoder.alone and len(known) < len(keys):
+            known = {}  # features may depend on neighbours in their last bits: all or none
+        missing = [i for i in range(len(keys)) if i not in known]
+        prepared = self.encoder.prepare([pictures[i] for i in missing]) if missing else []
+        return _Drawn(batch, samples, keys, known, dict(zip(missing, prepared, strict=True)))
+
+    def _encode(self, drawn: _Drawn) -> Block:
+        rows = dict(drawn.known)
+        if drawn.prepared:
+            tokens_BTD = self.encoder.encode(list(drawn.prepared.values()))
+            pooled = self.pooling(tokens_BTD)
+            if self.config.keep_tokens:
+                pooled["tokens"] = tokens_BTD.half()
+            for row, i in enumerate(drawn.prepared):
+                rows[i] = {name: values[row] for name, values in pooled.items()}
+                self.cache.put(drawn.keys[i], rows[i])
+        first = drawn.batch * self.config.batch_size
+        positions = range(first, first + len(drawn.samples))
+        widths = self.mixture.widths
+        kinds = [self.mixture.source_of(position) for position in positions]
+        symbols = {
+            "inputs": [pad(sample.inputs, width=widths[0]) for sample in drawn.samples],
+            "targets": [pad(sample.targets, width=widths[1]) for sample in drawn.samples],
+        }
+        tensors = {
+            name: torch.stack([rows[i][name] for i in range(len(rows))]) for name in self.features
+        }
+        tensors |= {
+            name: torch.stack([torch.from_numpy(row) for row in made])
+            for name, made in symbols.items()
+        }
+        tensors["positions"] = torch.tensor(list(positions), dtype=torch.int64)
+        tensors["kinds"] = torch.tensor(kinds, dtype=torch.uint8)
+        return Block([sample.id for sample in drawn.samples], tensors)
+
+    def _log(self, manifest: Manifest, summary: Summary) -> None:
+        entry = manifest.shards[-1]
+        line = {
+            "time": time.time(), "file": entry.file, "samples": manifest.built,
+            "bytes": entry.bytes, "encode_seconds": round(summary.encode_seconds, 3),
+            "wait_seconds": round(summary.wait_seconds, 3), "cache_hits": self.cache.hits,
+        }  # fmt: skip
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class _Pace:
+    """The throughput in words, told anew every few seconds."""
+
+    def __init__(self, started: float) -> None:
+        self._started = self._told = started
+        self._label = "encoding"
+
+    def label(self, built: int) -> str:
+        now = time.monotonic()
+        if now - self._told >= PACE_SECONDS:
+            self._told = now
+            self._label = f"encoding, {built / (now - self._started):.1f} samples/s"
+        return self._label
+
+
+class _Ahead:
+    """A thread that draws batches into a short queue and hands its error over."""
+
+    def __init__(self, draw: Callable[[int], _Drawn], *, depth: int) -> None:
+        self._draw = draw
+        self._queue: queue.Queue[_Drawn | BaseException] = queue.Queue(maxsize=depth)
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, batches: range) -> None:
+        self._thread = threading.Thread(target=self._work, args=(batches,), daemon=True)
+        self._thread.start()
+
+    def take(self) -> _Drawn:
+        """The next batch, in order."""
+        found = self._queue.get()
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def close(self) -> None:
+        """Stop the thread and wait for it."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _work(self, batches: range) -> None:
+        try:
+            for batch in batches:
+                if not self._put(self._draw(batch)):
+                    return
+        except BaseException as error:  # raised again by the thread that asked
+            self._put(error)
+
+    def _put(self, item: _Drawn | BaseException) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=POLL_SECONDS)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+
+def clear(folder: Path) -> None:
+    """Remove shards, batches and manifest; the cache stays. The manifest goes first."""
+    (folder / "manifest.json").unlink(missing_ok=True)
+    for file in (*folder.glob("*.safetensors"), *folder.glob(".*.tmp"), folder / LOG):
+        file.unlink(missing_ok=True)
+
+
+def clear_cache(folder: Path) -> None:
+    """Remove the cache as well."""
+    shutil.rmtree(folder / CACHE, ignore_errors=True)

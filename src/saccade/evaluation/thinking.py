@@ -1,0 +1,165 @@
+"""Score a recursive model: how right it is after each step of thinking, and where it would stop.
+
+In goes a run of recipe `recursion`; out come `predictions.jsonl` (for every held-out sample the
+answer, the halting score and the change of state at every step) and `evaluation.json` (accuracy per
+step, accuracy and mean steps with halting, the halting histogram, all of it per kind of sample).
+`rejudge` repeats the judging from the stored answers, without the model. Left out: pictures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saccade.config.errors import InputError
+from saccade.data.generate.puzzles import as_text
+from saccade.data.sources import open_source
+from saccade.evaluation.load import Progress, fingerprint, no_progress, weights_folder
+from saccade.evaluation.records import write_json
+from saccade.evaluation.statistics import wilson_interval
+from saccade.scoring.grids import StepVerdicts, by_kind, summarise
+from saccade.training.rundir import RunDir, write_atomically
+
+if TYPE_CHECKING:
+    from saccade.data.samples import Sample
+    from saccade.models.recursion.model import RecursiveModel
+    from saccade.models.recursion.trace import Traced
+
+UNSUPERVISED = "?"
+DECIMALS = 5
+
+
+def evaluate_thinking(
+    run: RunDir,
+    *,
+    limit: int | None = None,
+    checkpoint: Path | None = None,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Let the run's model think about its held-out samples; writes predictions and summary."""
+    from saccade.training.recipes.recursion import answer_all, puzzle_source
+
+    config = run.config()
+    folder = weights_folder(run, checkpoint=checkpoint)
+    model = load_thinker(run, folder)
+    source = puzzle_source(open_source(config.data.eval), key="data.eval")
+    count = min(limit or len(source), len(source))
+    found = answer_all(
+        model, source, count=count, steps=config.recursion.eval_steps,
+        batch_size=config.eval.batch_size,
+        progress=lambda done, total: progress("thinking", done, total),
+    )  # fmt: skip
+    rows = [_row(sample, traced) for sample, traced in found]
+    details = {"recipe": config.recipe, "model": fingerprint(folder), "data": source.fingerprint()}
+    return _write(run, rows, details)
+
+
+def load_thinker(run: RunDir, folder: Path) -> RecursiveModel:
+    """The finished model of a run, or the average of the weights in one of its checkpoints."""
+    import torch
+
+    from saccade.models.recursion.model import CARD, load_model
+    from saccade.training.run import load_recipe
+    from saccade.training.state import load_weights
+    from saccade.training.threads import choose_threads
+
+    config = run.config()
+    earlier = (run.provenance() or {}).get("threads")
+    torch.set_num_threads(choose_threads(config.training.threads, earlier=earlier))
+    if (folder / CARD).is_file():
+        return load_model(folder)
+    recipe: Any = load_recipe(config)
+    load_weights(recipe.model, checkpoint=folder)
+    recipe.restore(folder)
+    if config.recursion.ema:
+        recipe.model.load_state_dict(recipe.average.tensors, strict=False)
+    return recipe.model.eval()
+
+
+def rejudge_thinking(run: RunDir) -> dict[str, Any]:
+    """Judge the stored answers of every step again; needs no model."""
+    if not run.predictions_file.is_file():
+        raise InputError(
+            f"{run.predictions_file}: no stored answers\n  fix: run `saccade eval {run.path}` first"
+        )
+    lines = run.predictions_file.read_text("utf-8").splitlines()
+    rows = [{**row, **_judged(row)} for row in map(json.loads, lines)]
+    stored = json.loads((run.path / "evaluation.json").read_text("utf-8"))
+    return _write(run, rows, {name: stored[name] for name in ("recipe", "model", "data")})
+
+
+def _row(sample: Sample, traced: Traced) -> dict[str, Any]:
+    columns, letters = sample.facts["columns"], sample.facts["letters"]
+    row = {
+        "id": sample.id,
+        "kind": sample.kind,
+        "question": sample.question,
+        "target": sample.answer,
+        "answers": [as_text(one, letters=letters, columns=columns) for one in traced.answers_NL],
+        "halt": [round(one, DECIMALS) for one in traced.halt],
+        "change": [round(one, DECIMALS) for one in traced.change],
+    }
+    return {**row, **_judged(row)}
+
+
+def _judged(row: Mapping[str, Any]) -> dict[str, Any]:
+    """`right` and `cells` of every step, from the texts."""
+    wanted = [one for one in enumerate(row["target"]) if one[1] not in (UNSUPERVISED, "\n")]
+    hits = [sum(text[place] == letter for place, letter in wanted) for text in row["answers"]]
+    return {
+        "right": [one == len(wanted) for one in hits],
+        "cells": [round(one / max(1, len(wanted)), DECIMALS) for one in hits],
+    }
+
+
+def _write(
+    run: RunDir, rows: Sequence[Mapping[str, Any]], details: dict[str, Any]
+) -> dict[str, Any]:
+    verdicts = [StepVerdicts(row["right"], row["cells"], row["halt"], row["kind"]) for row in rows]
+    summary = summarise(verdicts)
+    right = round(summary["accuracy"] * summary["samples"])
+    low, high = wilson_interval(right, total=summary["samples"])
+    result = {
+        **details, **summary, "interval": [low, high], "kinds": by_kind(verdicts), "scores": {},
+    }  # fmt: skip
+    write_atomically(run.predictions_file, "".join(json.dumps(row) + "\n" for row in rows))
+    write_json(run.path / "evaluation.json", result)
+    return result
+
+
+def thinking_table(result: Mapping[str, Any]) -> Any:
+    """The result as a terminal table: one line per step, then halting and kinds."""
+    from rich.table import Table
+
+    table = Table(title=f"{result['samples']} held-out puzzles", title_justify="left")
+    for name in ("step of thinking", "exact %", "cells %", "halt here"):
+        table.add_column(name, justify="right")
+    histogram, seen = result["halting"]["histogram"], None
+    steps = zip(result["accuracy_by_step"], result["cells_by_step"], strict=True)
+    for number, values in enumerate(steps, start=1):
+        shown = [f"{100 * value:.1f}" for value in values]
+        halts = histogram[str(number)]
+        if shown != seen or halts or number == len(histogram):
+            table.add_row(str(number), *shown, str(halts) if halts else "")
+        seen = shown
+    table.caption = _caption(result)
+    table.caption_justify = "left"
+    return table
+
+
+def _caption(result: Mapping[str, Any]) -> str:
+    halting, (low, high) = result["halting"], result["interval"]
+    lines = [
+        f"all steps: {100 * result['accuracy']:.1f} % exact [{100 * low:.1f}, {100 * high:.1f}]",
+        f"with halting: {100 * halting['accuracy']:.1f} % exact in {halting['mean_steps']:.2f}"
+        f" steps on average; {100 * halting['sure']:.1f} % believed to be right",
+        f"right at some step and wrong at the last: {100 * result['overthinking']:.1f} %",
+    ]
+    for kind, part in result["kinds"].items():
+        lines.append(
+            f"{kind}: {100 * part['accuracy']:.1f} % of {part['samples']},"
+            f" {part['halting']['mean_steps']:.2f} steps"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,151 @@
+"""The recursive model: embeddings, the recursion, and steps of thinking over a carry or a batch.
+
+Token ids flow in; per step of thinking scores of every cell and a halting score flow out. `step`
+is one training step of a persistent batch; `think` answers: all steps for every sample, with what
+was said at each. Embeddings as published: a token table and the puzzle's prefix, both times
+sqrt(D); learned positions, if any, are added before and the sum divided by sqrt(2). Saved as
+`model.safetensors` and `recursion.json`. Left out: data, optimizers, the average of the weights.
+
+Shapes: B slots, L cells, P prefix positions, S = P + L, D width, V vocabulary, N steps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from saccade.config.errors import InputError
+from saccade.config.recursion import RecursionConfig
+from saccade.models.recursion.blocks import truncated_normal_
+from saccade.models.recursion.carry import Carry
+from saccade.models.recursion.core import Core, Extra, State
+from saccade.models.recursion.halting import halted
+from saccade.models.recursion.losses import StepLosses, step_losses
+from saccade.models.recursion.puzzle_embedding import PuzzleEmbedding
+
+WEIGHTS, CARD = "model.safetensors", "recursion.json"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The size of a task: cells of a sample, different tokens, different puzzles."""
+
+    length: int
+    vocabulary: int
+    puzzles: int = 1
+
+
+@dataclass(frozen=True)
+class Thought:
+    """What one step of thinking says: scores [B, L, V], halting scores [B], and the state."""
+
+    logits_BLV: Tensor
+    halt_B: Tensor
+    state: State
+
+
+class RecursiveModel(nn.Module):
+    """A tiny network that improves its answer step by step."""
+
+    def __init__(
+        self, config: RecursionConfig, geometry: Geometry, *, extras: tuple[Extra, ...] = ()
+    ) -> None:
+        super().__init__()
+        self.config, self.geometry = config, geometry
+        width = config.width
+        self.tokens = nn.Embedding(geometry.vocabulary, width)
+        truncated_normal_(self.tokens.weight.data, std=width**-0.5)
+        self.positions: nn.Parameter | None = None
+        size = config.puzzle_prefix + geometry.length
+        if config.positions == "learned":
+            self.positions = nn.Parameter(
+                truncated_normal_(torch.empty(size, width), std=width**-0.5)
+            )
+        self.puzzle: PuzzleEmbedding | None = None
+        if config.puzzle_prefix:
+            self.puzzle = PuzzleEmbedding(
+                geometry.puzzles, prefix=config.puzzle_prefix, width=width
+            )
+        self.core = Core(
+            config, length=geometry.length, vocabulary=geometry.vocabulary, extras=extras
+        )
+
+    def embed(self, input_ids_BL: Tensor, puzzles_B: Tensor) -> Tensor:
+        """x [B, S, D]: the question as the network sees it."""
+        x_BSD = self.tokens(input_ids_BL)
+        if self.puzzle is not None:
+            x_BSD = torch.cat((self.puzzle(puzzles_B).to(x_BSD.dtype), x_BSD), dim=1)
+        if self.positions is not None:
+            x_BSD = (x_BSD + self.positions) / math.sqrt(2)
+        return x_BSD * math.sqrt(self.config.width)
+
+    def start(self, slots: int) -> State:
+        """The state before the first step."""
+        return self.core.start(slots, positions=self.config.puzzle_prefix + self.geometry.length)
+
+    def empty_carry(self, slots: int) -> Carry:
+        """A carry whose slots are all done."""
+        return Carry.empty(slots, start=self.start(slots), length=self.geometry.length)
+
+    def step(self, carry: Carry, *, least_B: Tensor) -> tuple[Carry, Thought, StepLosses]:
+        """One step of thinking in all slots, the losses it costs, and the carry after it.
+
+        `least_B` are steps a slot must have made before it may halt. The next carry has no history.
+        """
+        thought = self.thought(self.embed(carry.input_ids, carry.puzzles), carry.state)
+        losses = step_losses(
+            thought.logits_BLV, thought.halt_B, carry.labels, kind=self.config.loss
+        )
+        for extra in self.core.all_extras():
+            losses.extras.update(extra.losses(thought.state, carry.labels))
+        steps_B = carry.steps + 1
+        with torch.no_grad():
+            done_B = halted(steps_B, thought.halt_B, least_B, max_steps=self.config.max_steps)
+        return carry.after(thought.state.detach(), steps=steps_B, halted=done_B), thought, losses
+
+    def thought(self, x_BSD: Tensor, state: State) -> Thought:
+        """One step of thinking from an embedded question."""
+        state = self.core.deep_recursion(x_BSD, state)
+        logits_BLV, halt_B = self.core.read(state)
+        return Thought(logits_BLV, halt_B, state)
+
+    def think(self, input_ids_BL: Tensor, puzzles_B: Tensor, *, steps: int) -> Iterator[Thought]:
+        """What is said after each of `steps` steps; nothing halts."""
+        with torch.no_grad():
+            x_BSD = self.embed(input_ids_BL, puzzles_B)
+        state = self.start(len(input_ids_BL))
+        for _ in range(steps):
+            with torch.no_grad():  # inside: the caller's own mode counts between two steps
+                thought = self.thought(x_BSD, state)
+            state = thought.state
+            yield thought
+
+
+def save_model(model: RecursiveModel, folder: Path, *, weights: dict[str, Tensor]) -> None:
+    """Write weights (the model's own, or their average) and what is needed to build it again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: one.detach().cpu().contiguous() for name, one in weights.items()}
+    safetensors.torch.save_file(tensors, folder / WEIGHTS)
+    card = {"geometry": asdict(model.geometry), "recursion": model.config.model_dump(mode="json")}
+    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def load_model(folder: Path) -> RecursiveModel:
+    """Build what `save_model` wrote; raises InputError when it is not there or does not fit."""
+    if not (folder / CARD).is_file():
+        raise InputError(f"{folder}: no recursive model here\n  fix: name a run's model folder")
+    card = json.loads((folder / CARD).read_text("utf-8"))
+    config = RecursionConfig.model_validate(card["recursion"])
+    model = RecursiveModel(config, Geometry(**card["geometry"]))
+    try:
+        model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
+    except RuntimeError as error:
+        raise InputError(f"{folder / WEIGHTS}: does not fit {CARD}: {error}") from error
+    return model.eval()

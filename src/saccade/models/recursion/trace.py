@@ -1,0 +1,57 @@
+"""What a model says about a batch after each step of thinking, as plain records.
+
+Token ids and labels flow in; one `Traced` per sample flows out: for every step the answer, how
+much of it is right, the halting score and how far the answer's state moved. Evaluation, figures
+and tests read these. Left out: averages over samples (`scoring/grids.py`).
+
+Shapes: B samples, L cells, N steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saccade.models.recursion.losses import IGNORE_INDEX, right_cells
+from saccade.models.recursion.model import RecursiveModel
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One sample; every field has one entry per step of thinking."""
+
+    answers_NL: np.ndarray
+    right: tuple[bool, ...]
+    cells: tuple[float, ...]
+    halt: tuple[float, ...]
+    change: tuple[float, ...]
+
+
+@torch.no_grad()
+def trace(
+    model: RecursiveModel, input_ids_BL: Tensor, labels_BL: Tensor, puzzles_B: Tensor, *, steps: int
+) -> list[Traced]:
+    """Think for `steps` steps about every sample and note what was said at each."""
+    supervised_B = (labels_BL != IGNORE_INDEX).sum(-1)
+    answers, hits, halts, changes = [], [], [], []
+    before = model.start(len(input_ids_BL)).y
+    for thought in model.think(input_ids_BL, puzzles_B, steps=steps):
+        answers.append(thought.logits_BLV.argmax(-1))
+        hits.append(right_cells(thought.logits_BLV, labels_BL).sum(-1))
+        halts.append(thought.halt_B)
+        moved = (thought.state.y - before).float().square().mean((1, 2)).sqrt()
+        changes.append(moved)
+        before = thought.state.y
+    answers_BNL = torch.stack(answers, 1).cpu().numpy().astype(np.int16)
+    hits_BN, halts_BN = torch.stack(hits, 1), torch.stack(halts, 1)
+    right_BN = (hits_BN == supervised_B[:, None]).tolist()
+    cells_BN = (hits_BN / supervised_B.clamp(min=1)[:, None]).tolist()
+    changes_BN = torch.stack(changes, 1).tolist()
+    return [
+        Traced(answers_BNL[b], tuple(right_BN[b]), tuple(cells_BN[b]), tuple(halts_BN[b].tolist()),
+               tuple(changes_BN[b]))
+        for b in range(len(right_BN))
+    ]  # fmt: skip

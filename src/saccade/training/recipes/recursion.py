@@ -1,0 +1,276 @@
+"""Recipe `recursion`: a tiny network that improves its answer step by step.
+
+In go puzzles; out comes `model/` with the average of the weights. One step of training is one step
+of thinking in every slot of a persistent batch (deep supervision): slots that are done take a fresh
+puzzle, the others go on from where they are. The loss of a slot is the mean over its cells plus the
+weighted halting loss, averaged over all slots of the step, as published (arXiv 2510.04871). Carry,
+average, puzzle embeddings and optimizer are in every checkpoint. Left out: what is true of any
+training (`trainers.py`), and pictures of the thinking.
+
+Shapes: B slots, L cells, G slots of all processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+
+from saccade.config.errors import InputError
+from saccade.config.schema import Config, TrainingConfig
+from saccade.data.generate.puzzles import INPUT, PUZZLE, TARGET, PuzzleSource
+from saccade.data.samples import Sample
+from saccade.data.sources import SampleSource, open_source
+from saccade.models.backbone import pick_device
+from saccade.models.recursion.halting import least_steps
+from saccade.models.recursion.model import Geometry, RecursiveModel, save_model
+from saccade.models.recursion.puzzle_embedding import SignDescent
+from saccade.models.recursion.trace import Traced, trace
+from saccade.scoring.grids import StepVerdicts, metrics, summarise
+from saccade.training import state
+from saccade.training.adam_atan2 import AdamAtan2
+from saccade.training.averages import WeightAverage
+from saccade.training.batches import SampleOrder, Share
+from saccade.training.checkpoints import Writer
+from saccade.training.recipes.slots import SlotBatches, Slots, no_samples
+from saccade.training.rundir import RunDir
+
+CARRY, AVERAGE = "carry.pt", "average.safetensors"
+
+
+class RecursionRecipe:
+    """What the training loop needs to know about `recursion`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.settings = config, config.recursion
+        _refuse_what_cannot_be(config)
+        self.source = puzzle_source(open_source(config.data.train), key="data.train")
+        self.geometry = geometry_of(self.source)
+        self.model = build_model(config, self.geometry).to(pick_device(config.model))
+        self.average = WeightAverage(self.model, decay=self.settings.ema_decay)
+        self.slots = Slots(self.model, share=Share(config.training.batch_size, 1, 1, 0))
+        self.signs: SignDescent | None = None
+        if self.model.puzzle is not None:
+            self.signs = SignDescent(
+                self.model.puzzle, lr=self.settings.puzzle_lr,
+                weight_decay=self.settings.puzzle_weight_decay,
+            )  # fmt: skip
+
+    # data ----------------------------------------------------------------------------------------
+
+    def train_source(self) -> SampleSource:
+        return self.source
+
+    def batches(
+        self, order: SampleOrder, *, share: Share, steps: int, first_step: Callable[[], int]
+    ) -> Sampler[list[int]]:
+        """Fresh samples for the slots that are done, instead of a whole batch per step."""
+        if share != self.slots.share:
+            saved = self.slots._saved
+            self.slots = Slots(self.model, share=share)
+            if saved is not None:
+                self.slots.restore(saved)
+        return SlotBatches(order, slots=self.slots, steps=steps, first_step=first_step)
+
+    def collate(self, samples: list[Sample]) -> dict[str, Any]:
+        if not samples:
+            return no_samples(self.geometry.length)
+        return collate_puzzles(samples, geometry=self.geometry)
+
+    def enter(self, fresh: Mapping[str, Any], *, micro: int) -> dict[str, Any]:
+        """Fresh samples take their slots; what is trained on are all samples of the slots."""
+        if self.model.puzzle is not None and micro == 0:
+            self.model.puzzle.waiting.clear()  # of a batch that was only measured
+        carry = self.slots.refill(micro, fresh)
+        return {"input_ids": carry.input_ids, "labels": carry.labels, "micro": micro}
+
+    # loss ----------------------------------------------------------------------------------------
+
+    def loss(self, batch: dict[str, Any], *, step: int, denominator: Tensor) -> dict[str, Tensor]:
+        settings, slots = self.settings, self.slots
+        micro = batch.get("micro")
+        if micro is None:  # a batch that is only measured: it belongs to no slots
+            size = len(batch["labels"])
+            carry = self.model.empty_carry(size).refilled(batch, start=self.model.start(size))
+            least_B = torch.zeros(size, dtype=torch.long, device=carry.steps.device)
+        else:
+            carry = slots.carries[micro]
+            least_G = least_steps(
+                slots.total, seed=self.config.run.seed, step=step, chance=settings.explore,
+                max_steps=settings.max_steps,
+            )  # fmt: skip
+            first = slots.first_slot(micro)
+            least_B = least_G[first : first + len(carry)].to(carry.steps.device)
+        after, _, found = self.model.step(carry, least_B=least_B)
+        if micro is not None:
+            slots.carries[micro] = after
+        own = self.config.training.batch_size * self.config.training.accumulation
+        total = found.answer_B.sum() + settings.halt_weight * found.halt_B.sum()
+        total = total + sum(term_B.sum() for term_B in found.extras.values())
+        # the loop weighs metrics by supervised cells, but these are means over slots
+        cells = (carry.labels != -100).sum().clamp(min=1)
+        mean = denominator / (own * cells)
+        seen = {
+            "answer_loss": found.answer_B.sum(),
+            "halt_loss": found.halt_B.sum(),
+            "exact": found.right_B.sum(),
+            "cells": found.cells_B.sum(),
+            "halted": after.halted.sum(),
+            "halted_right": (after.halted & found.right_B).sum(),
+            "thinking_steps": after.steps.sum(),
+            **{f"{name}_loss": term_B.sum() for name, term_B in found.extras.items()},
+        }
+        return {"loss": total / own, **{name: value * mean for name, value in seen.items()}}
+
+    # optimizer -----------------------------------------------------------------------------------
+
+    def make_optimizer(self, training: TrainingConfig) -> torch.optim.Optimizer:
+        """One group with one decay for everything, as published."""
+        values: dict[str, Any] = {
+            "lr": training.learning_rate,
+            "betas": (self.settings.beta1, training.beta2),
+            "weight_decay": training.weight_decay,
+        }
+        trained = [one for one in self.model.parameters() if one.requires_grad]
+        if self.settings.optimizer == "adamw":
+            return torch.optim.AdamW(trained, **values)
+        return AdamAtan2(trained, **values)
+
+    def updated(self, *, learning_rate: float) -> None:
+        """After each update: puzzle embeddings by sign descent, then the average."""
+        if self.signs is not None:
+            self.signs.step(factor=learning_rate / self.config.training.learning_rate)
+        self.average.update(self.model)
+
+    # measuring -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with the average of its weights for the block, where there is one."""
+        if not self.settings.ema:
+            yield
+            return
+        with self.average.in_place_of(self.model):
+            yield
+
+    def evaluate(self, source: SampleSource, *, limit: int) -> dict[str, float]:
+        self.model.eval()
+        with self.averaged():
+            traced = answer_all(
+                self.model, source, count=min(limit, len(source)),
+                steps=self.settings.eval_steps, batch_size=self.config.eval.batch_size,
+            )  # fmt: skip
+        self.model.train()
+        verdicts = [StepVerdicts(one.right, one.cells, one.halt) for _, one in traced]
+        return metrics(summarise(verdicts))
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        core = self.model.core
+        named = {"tokens": list(self.model.tokens.parameters())}
+        if self.model.positions is not None:
+            named["positions"] = [self.model.positions]
+        for number, block in enumerate(core.blocks):
+            for part, layers in block.named_children():
+                named[f"block{number}.{part}"] = list(layers.parameters())
+        named["answer_head"] = list(core.answer_head.parameters())
+        named["halt_head"] = list(core.halt_head.parameters())
+        return named
+
+    # state ---------------------------------------------------------------------------------------
+
+    def checkpoint_files(self, gather: Callable[[Any], list[Any]]) -> dict[str, Writer]:
+        """What a checkpoint holds besides weights and optimizer; called on every process."""
+        parts = gather(self.slots.saved())
+        carry = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {
+            CARRY: state.torch_writer(carry),
+            AVERAGE: state.tensors_writer(self.average.tensors),
+        }
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take up carry and average of a checkpoint."""
+        self.slots.restore(state.read_torch(checkpoint / CARRY))
+        self.average.load(state.read_tensors(checkpoint / AVERAGE))
+
+    def finish(self, run: RunDir) -> None:
+        with self.averaged():
+            save_model(self.model, run.path / "model", weights=self.model.state_dict())
+
+
+def build_model(config: Config, geometry: Geometry) -> RecursiveModel:
+    """A model with weights drawn by the run's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        return RecursiveModel(config.recursion, geometry)
+
+
+def puzzle_source(source: Any, *, key: str) -> Any:
+    """The source, if its samples are grids; raises InputError else."""
+    if not all(hasattr(source, name) for name in ("length", "vocabulary", "identities")):
+        raise InputError(
+            f"{key}: the recipe recursion learns from grids of symbols, and this source has none"
+            f"\n  fix: {key}.type=sudoku or {key}.type=maze, or arch=sudoku6"
+        )
+    return source
+
+
+def geometry_of(source: PuzzleSource) -> Geometry:
+    """The model's size as the source wants it."""
+    return Geometry(source.length, source.vocabulary, source.identities)
+
+
+def collate_puzzles(samples: list[Sample], *, geometry: Geometry) -> dict[str, Tensor]:
+    """Arrays of samples as tensors; raises InputError when they do not fit the model."""
+    given = np.stack([sample.facts[INPUT] for sample in samples])
+    target = np.stack([sample.facts[TARGET] for sample in samples])
+    if given.shape[1] != geometry.length or int(given.max()) >= geometry.vocabulary:
+        raise InputError(
+            f"{samples[0].id}: {given.shape[1]} cells with symbols up to {int(given.max())} do not"
+            f" fit a model for {geometry.length} cells and {geometry.vocabulary} symbols"
+            "\n  fix: train and measure on puzzles of the same size"
+        )
+    return {
+        "input_ids": torch.from_numpy(given),
+        "labels": torch.from_numpy(target),
+        "puzzles": torch.tensor([sample.facts[PUZZLE] for sample in samples]),
+    }
+
+
+def answer_all(
+    model: RecursiveModel,
+    source: SampleSource,
+    *,
+    count: int,
+    steps: int,
+    batch_size: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[tuple[Sample, Traced]]:
+    """Think about the first `count` samples of a source; they are read one at a time."""
+    device = next(model.parameters()).device
+    found: list[tuple[Sample, Traced]] = []
+    for start in range(0, count, batch_size):
+        samples = [source[i] for i in range(start, min(start + batch_size, count))]
+        batch = collate_puzzles(samples, geometry=model.geometry)
+        moved = (batch[name].to(device) for name in ("input_ids", "labels", "puzzles"))
+        found += zip(samples, trace(model, *moved, steps=steps), strict=True)
+        progress(len(found), count)
+    return found
+
+
+def _refuse_what_cannot_be(config: Config) -> None:
+    if config.training.workers:
+        raise InputError(
+            f"training.workers={config.training.workers}: which puzzle comes next is known only"
+            " when a slot is done, so nothing can be loaded ahead\n  fix: training.workers=0"
+        )
+    if config.training.parallel == "fsdp":
+        raise InputError(
+            "training.parallel=fsdp shards a frozen base, and this recipe trains all of it"
+            "\n  fix: use training.parallel=ddp"
+        )
