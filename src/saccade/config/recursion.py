@@ -53,7 +53,8 @@ class RecursionConfig(Node):
     ema: bool = True
     """Answer with an exponential average of the weights."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
-    """Share of the average that stays at every step; early steps keep less."""
+    """Share of the average that stays at every step; the first weights fade within a few times
+    1 / (1 - this) steps, so a short training wants less than the published 0.999."""
     puzzle_prefix: NonNegativeInt = 0
     """Positions in front that hold the puzzle's own learned embedding; 0 = puzzles have none."""
     puzzle_lr: NonNegative = 1e-2
