@@ -174,7 +174,7 @@ def _place(
     for number in range(signs):
         w, h = (2 * round(rng.uniform(*span) * half) for span in ((3.4, 4.4), (1.7, 2.2)))
         put(
-            w, h, category="sign",
+            min(w, width), h, category="sign",
             color=COLORS[frame_colors[number]], word=WORDS[words[number]],
         )  # fmt: skip
     two = rng.permutation(len(COLORS))[:2]
