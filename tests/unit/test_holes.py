@@ -65,3 +65,29 @@ def test_holes_change_the_loss(made: TinyBaseRecipe, batches: Any) -> None:
     tokens = (whole["labels"][:, 1:] != -100).sum()
     losses = [made.loss(batch, step=1, denominator=tokens)["loss"] for batch in batches]
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_a_tower_with_holes_learns_from_the_shown_cells_alone(share: float) -> None:
+    source_of = ["tiny_base.train=vision", "data.train.questions=1", "training.batch_size=4"]
+    overrides = [*SETTINGS[:1], *source_of, f"tiny_base.hole_share={share}"]
+    tower = TinyBaseRecipe(resolve("smoke/tiny-base", overrides=overrides).config)
+    source = tower.train_source()
+    batch = tower.collate([source[i] for i in range(4)])
+    shown_N = batch.get("shown_cells", torch.ones(len(batch["pixel_values"]) // 4).bool())
+    assert shown_N.all() == (share == 0)
+
+    changed = {name: target_N.clone() for name, target_N in batch["cell_targets"].items()}
+    for target_N in changed.values():
+        target_N[~shown_N] = 1
+    # blank what is hidden: neither its pixels nor its targets may matter
+    blank_ND = torch.where(shown_N.repeat_interleave(4)[:, None], batch["pixel_values"], 0)
+    tokens = (batch["labels"][:, 1:] != -100).sum()
+    losses = [
+        tower.loss(batch | other, step=1, denominator=tokens)["loss"]
+        for other in ({}, {"cell_targets": changed, "pixel_values": blank_ND})
+    ]
+    torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)
+    losses[0].backward()
+    unreached = [n for n, p in tower.model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not unreached

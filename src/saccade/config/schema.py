@@ -390,7 +390,8 @@ class TinyBaseConfig(Node):
     look_loss_weight: NonNegative = 0.5
     """Weight of the auxiliary loss that draws the middle layer's attention to the answer cells."""
     hole_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Share of the pictures with holes: cells that no answer needs are hidden at random."""
+    """Share of the pictures with holes: cells that no answer needs are hidden at random; with
+    `train=vision` the tower never sees the hidden ones."""
     small_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.35
     """Share of the steps trained on small scenes before the full size (curriculum)."""
     small_cells: PositiveInt = 80

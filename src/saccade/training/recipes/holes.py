@@ -4,8 +4,9 @@ In go packed rows, the cells each question needs, the cells that show a thing, a
 comes their attention mask in which some images show every question only its own answer's cells,
 some of the other things and a random part of the rest. A base that has only ever read whole
 pictures misreads pruned ones, and what a selector then loses says little about what it kept. A
-hidden cell is masked, which equals dropping it. Left out: dropping for real (`models/relevance`),
-which knows nothing of answers.
+hidden cell is masked, which equals dropping it. For a tower that trains by itself the hidden cells
+are never encoded instead: it must name an object that it sees in part. Left out: dropping for real
+(`models/relevance`), which knows nothing of answers.
 
 Shapes: R rows (images), L tokens, N image tokens of a row, Q questions of a row.
 """
@@ -50,12 +51,12 @@ def punch_holes(
     """
     out = visible_R1LL.clone()
     for row, need in enumerate(needs):
-        draw = _generator(need.key)
         tokens_N = image_RL[row].nonzero()[:, 0]
-        if len(tokens_N) != need.grid[0] * need.grid[1] or torch.rand((), generator=draw) >= share:
+        if len(tokens_N) != need.grid[0] * need.grid[1]:
             continue
-        # squared: most pictures with holes are nearly empty, as pruned ones are
-        common_N = torch.rand(len(tokens_N), generator=draw) < torch.rand((), generator=draw) ** 2
+        common_N = _common(need, share=share)
+        if common_N is None:
+            continue
         thing_N = _marked(need.things, cells=len(tokens_N))
         segment_L = rows.segment_RL[row]
         # the picture itself is read before any question: it hides what none of them could see
@@ -67,6 +68,31 @@ def punch_holes(
         # a hidden cell still sees itself: without a key its softmax would be undefined
         out[row, 0].fill_diagonal_(True)
     return out
+
+
+def cells_to_encode(needs: Sequence[Needs], *, share: float) -> Tensor:
+    """[N of all images]: True for the cells a tower gets to see; all of them without holes."""
+    shown = []
+    for need in needs:
+        common_N = _common(need, share=share)
+        cells = need.grid[0] * need.grid[1]
+        if common_N is None:
+            common_N = torch.ones(cells, dtype=torch.bool)
+        else:
+            common_N |= _marked(need.things, cells=cells) & _blocks(need.grid, key=need.key)
+            common_N[0] |= not common_N.any()
+        shown.append(common_N)
+    return torch.cat(shown)
+
+
+def _common(need: Needs, *, share: float) -> Tensor | None:
+    """[N]: the cells everyone sees of a picture with holes; None for one without."""
+    draw = _generator(need.key)
+    if torch.rand((), generator=draw) >= share:
+        return None
+    cells = need.grid[0] * need.grid[1]
+    # squared: most pictures with holes are nearly empty, as pruned ones are
+    return torch.rand(cells, generator=draw) < torch.rand((), generator=draw) ** 2
 
 
 def _generator(key: str) -> torch.Generator:

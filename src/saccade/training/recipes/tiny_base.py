@@ -36,9 +36,10 @@ from saccade.data.sources import SampleSource, open_source
 from saccade.models.backbone import load_backbone, pick_device
 from saccade.models.losses import supervised_loss
 from saccade.models.relevance.teacher import eager_attention
+from saccade.models.relevance.vision import encode_cells
 from saccade.models.tiny import build_model, build_processor, build_tokenizer, tiny_config
 from saccade.scoring.accuracy import accuracy_by_kind
-from saccade.training.recipes.holes import Needs, punch_holes
+from saccade.training.recipes.holes import Needs, cells_to_encode, punch_holes
 
 BACKGROUND_WEIGHT = 0.1
 """Cells without the attribute outnumber the others by far; they count this much."""
@@ -183,7 +184,7 @@ class TinyBaseRecipe:
         batch: dict[str, Any] = {
             "input_ids": ids_RL,
             "labels": rows.labels_RL,
-            "attention_mask": self._visible(groups, rows, targets),
+            "attention_mask": rows.block_mask(),
             "position_ids": positions(rows.segment_RL, rope_3RL),
             "sample_ids": [sample.id for sample in samples],
         }
@@ -195,20 +196,29 @@ class TinyBaseRecipe:
                 name: torch.tensor([label for one in targets for label in one[name]])
                 for name in CELL_TARGETS
             }
+        if self.config.tiny_base.hole_share > 0:
+            self._hide(batch, groups=groups, rows=rows, targets=targets)
         return batch
 
-    def _visible(
-        self, groups: list[list[Sample]], rows: PackedRows, targets: list[dict[str, list[int]]]
-    ) -> Tensor:
-        """[R, 1, L, L]: the packed rows' mask, with holes in part of the pictures."""
+    def _hide(
+        self,
+        batch: dict[str, Any],
+        *,
+        groups: list[list[Sample]],
+        rows: PackedRows,
+        targets: list[dict[str, list[int]]],
+    ) -> None:
+        """Make holes in part of the pictures: in the tower's input, or in what questions see."""
         share = self.config.tiny_base.hole_share
-        if share == 0 or self.part == "vision":
-            return rows.block_mask()
-        return punch_holes(
-            rows.block_mask(),
+        needs = [_needs(group, known) for group, known in zip(groups, targets, strict=True)]
+        if self.part == "vision":
+            batch["shown_cells"] = cells_to_encode(needs, share=share)
+            return
+        batch["attention_mask"] = punch_holes(
+            batch["attention_mask"],
             rows=rows,
             image_RL=rows.input_ids_RL == self.renderer.markers.image,
-            needs=[_needs(group, known) for group, known in zip(groups, targets, strict=True)],
+            needs=needs,
             share=share,
         )
 
@@ -241,16 +251,13 @@ class TinyBaseRecipe:
 
     def loss(self, batch: dict[str, Any], *, step: int, denominator: Tensor) -> dict[str, Tensor]:
         base, settings = self.base, self.config.tiny_base
+        if self.part == "vision":
+            return self._vision_loss(batch, denominator)
         features = None
         if "pixel_values" in batch:
             features = base.model.get_image_features(
                 batch["pixel_values"], batch["image_grid_thw"], return_dict=True
             )
-        if self.part == "vision":
-            assert features is not None  # refused at the start
-            cell_loss = self._cell_loss(features.pooler_output, batch, denominator)
-            share = (batch["labels"][:, 1:] != IGNORE_INDEX).sum() / denominator
-            return {"loss": cell_loss, "cell_loss": cell_loss.detach() / share}
         look = "look_at" in batch and settings.look_loss_weight > 0
         with eager_attention(base) if look else nullcontext():
             out = base.model(
@@ -274,17 +281,36 @@ class TinyBaseRecipe:
             metrics["loss"] = metrics["loss"] + settings.look_loss_weight * look_loss
             metrics["look_loss"] = look_loss.detach() / share
         if "cell_targets" in batch and features is not None and settings.cell_loss_weight > 0:
-            cell_loss = self._cell_loss(features.pooler_output, batch, denominator)
+            cell_loss = self._cell_loss(
+                features.pooler_output, batch["cell_targets"], batch, denominator
+            )
             metrics["loss"] = metrics["loss"] + settings.cell_loss_weight * cell_loss
             metrics["cell_loss"] = cell_loss.detach() / share
         return metrics
 
-    def _cell_loss(
-        self, cells: tuple[Tensor, ...], batch: dict[str, Any], denominator: Tensor
-    ) -> Tensor:
-        cell_R = self.model.reader(
-            torch.cat(cells), batch["cell_targets"], counts=[len(rows) for rows in cells]
+    def _vision_loss(self, batch: dict[str, Any], denominator: Tensor) -> dict[str, Tensor]:
+        """What the shown cells contain, from a tower that never sees the others."""
+        pixels, grid, targets = (
+            batch[name] for name in ("pixel_values", "image_grid_thw", "cell_targets")
         )
+        if "shown_cells" in batch:
+            shown_N = batch["shown_cells"]
+            cells = encode_cells(self.base, pixels, grid, shown_N).pooled
+            targets = {name: target_N[shown_N] for name, target_N in targets.items()}
+        else:
+            cells = self.base.model.get_image_features(pixels, grid, return_dict=True).pooler_output
+        loss = self._cell_loss(cells, targets, batch, denominator)
+        share = (batch["labels"][:, 1:] != IGNORE_INDEX).sum() / denominator
+        return {"loss": loss, "cell_loss": loss.detach() / share}
+
+    def _cell_loss(
+        self,
+        cells: tuple[Tensor, ...],
+        targets: dict[str, Tensor],
+        batch: dict[str, Any],
+        denominator: Tensor,
+    ) -> Tensor:
+        cell_R = self.model.reader(torch.cat(cells), targets, counts=[len(rows) for rows in cells])
         tokens_R = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(1)
         return (cell_R * tokens_R).sum() / denominator
 
