@@ -326,7 +326,7 @@ def test_a_real_stage_learns_elsewhere_from_what_another_learned_elsewhere(tmp_p
     rows = {row["stage"]: row for row in json.loads(done.out)}
     assert rows["evaluate"]["metrics"]["samples"] >= 4
     (run,) = (tmp_path / "runs" / "real").glob("second-*")
-    base = json.loads((run / "model" / "selector.json").read_text())["base"]
+    base = json.loads((run / "model" / "relevance.json").read_text())["base"]
     assert (tmp_path / base).is_dir()  # the copy here, not the one of the job
     assert base.endswith("inputs/first.model")
 

@@ -189,11 +189,11 @@ def test_settings_point_at_the_jobs_copy_there_and_at_the_files_here_again(tmp_p
     far = resolve("sft", overrides=[f"run.root={tmp_path}", "run.name=far"])
     run = RunDir.create(type(far)(**{**vars(far), "config": there}))
     (run.path / "model").mkdir()
-    (run.path / "model" / "selector.json").write_text(json.dumps({"base": there.model.name}))
+    (run.path / "model" / "relevance.json").write_text(json.dumps({"base": there.model.name}))
     homes = {one.place: str(one.path) for one in inputs}
     bring_back(run.path, homes=homes)
     assert run.config() == config
-    assert json.loads((run.path / "model" / "selector.json").read_text()) == {"base": str(base)}
+    assert json.loads((run.path / "model" / "relevance.json").read_text()) == {"base": str(base)}
     with pytest.raises(InputError, match="no setting names it"):
         point_at(settings(), inputs)
 
@@ -252,8 +252,13 @@ def test_secrets_and_links_to_folders_stay_here(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a link to a folder"):
         read_inputs([folder], secrets={})
     (folder / "linked").unlink()
-    (folder / "selector.json").write_text(json.dumps({"base": "/far/x", "base_included": False}))
-    with pytest.raises(InputError, match="was trained on /far/x, a folder that only this machine"):
-        read_inputs([folder], secrets={})
+    for base in ("/far/x", "runs/sft/model"):
+        (folder / "relevance.json").write_text(json.dumps({"base": base, "base_included": False}))
+        with pytest.raises(InputError, match=f"was trained on {base}, a folder that only this"):
+            read_inputs([folder], secrets={})
+    for base, inside in (("tiny", False), (".", False), ("Qwen/Qwen3-VL-2B", False), ("/x", True)):
+        card = {"base": base, "base_included": inside}
+        (folder / "relevance.json").write_text(json.dumps(card))
+        assert read_inputs([folder], secrets={})
     with pytest.raises(InputError, match="no such file or folder"):
         read_inputs([tmp_path / "none"], secrets={})

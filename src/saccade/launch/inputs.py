@@ -44,7 +44,10 @@ LOCAL_KEYS = (
 """Settings that may name files of this machine."""
 CARDS = ("model", "adapter")
 """Folders of a run whose small JSON files may name what the run was made from."""
-CARD, BASE, BASE_INSIDE = "selector.json", "base", "base_included"
+CARD, BASE, BASE_INSIDE = "relevance.json", "base", "base_included"
+"""A saved selector's card, as `models/relevance/storage.py` (which loads torch) writes it."""
+EVERYWHERE = ("tiny", ".")
+"""Bases that are wherever the card is."""
 
 Say = Callable[[str], None]
 
@@ -235,10 +238,11 @@ def _refuse_far_base(card: Path) -> None:
     """A selector that names its base by a path of this machine cannot be loaded elsewhere."""
     try:
         said = json.loads(card.read_text("utf-8"))
-        base, inside = Path(str(said[BASE])).expanduser(), bool(said[BASE_INSIDE])
+        base, inside = str(said[BASE]), bool(said[BASE_INSIDE]) or said[BASE] in EVERYWHERE
     except (ValueError, KeyError, TypeError):  # another file of this name, or one to be refused
         return  # by whoever loads it
-    if base.is_absolute() and not inside:
+    path = Path(base).expanduser()
+    if not inside and (path.is_absolute() or path.is_dir() or base.count("/") > 1):
         raise InputError(
             f"{card}: its selector was trained on {base}, a folder that only this machine has"
             "\n  fix: train the selector on a base by its hub name, or run this stage here"
