@@ -201,6 +201,20 @@ def test_training_reads_the_preview_only_where_no_cell_was_chosen(covered: bool)
     assert torch.allclose(logits, other, atol=1e-4) == covered
 
 
+def test_what_is_measured_in_a_glance_is_the_preview_and_not_the_edges_beside_it() -> None:
+    model = early_model("glance")
+    features = model.encode(renderer().batch(scene_samples(2), with_answer=False))
+    measured = model.base.config.text_config.hidden_size
+    preview_ND, beside_ND = features.cells_ND[:, :measured], features.cells_ND[:, measured:]
+    # the same values in another order: the norm over all of a cell's values stays what it was
+    mixed = replace(features, cells_ND=torch.cat([preview_ND, beside_ND.flip(-1)], dim=-1))
+    with torch.no_grad():
+        ours, other = model.score(features).maps, model.score(mixed).maps
+    for name in ("information", "salience"):
+        torch.testing.assert_close(ours[name], other[name])
+    assert not torch.allclose(ours["participation"], other["participation"], atol=1e-3)
+
+
 def test_preview_tokens_stand_at_the_centres_of_what_they_show() -> None:
     rows, columns = torch.meshgrid(torch.arange(8) + 5, torch.arange(4) + 5, indexing="ij")
     full = torch.stack([torch.full_like(rows, 5), rows, columns]).flatten(1)

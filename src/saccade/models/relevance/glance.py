@@ -44,6 +44,16 @@ def cell_width(base: Any, *, placement: str) -> int:
     return vision.hidden_size * vision.spatial_merge_size**2 + TEXTURE_WIDTH
 
 
+def measured_width(base: Any, *, placement: str) -> int:
+    """How many of these values information and salience measure, counted from the first.
+
+    What stands out in a preview are things; among the patches and textures beside it, edges.
+    """
+    if placement == "glance":
+        return base.config.text_config.hidden_size
+    return cell_width(base, placement=placement)
+
+
 @dataclass(frozen=True)
 class Preview:
     """A small version of every image as the tower sees it: tokens and grid sizes per image."""

@@ -57,6 +57,7 @@ from saccade.models.relevance.gates import (
 from saccade.models.relevance.glance import (
     Preview,
     cell_width,
+    measured_width,
     patch_features,
     patch_summary,
     preview_features,
@@ -119,7 +120,12 @@ class RelevanceModel(DropIn):
             self.selector = (
                 GatedSelector(feature_width=cells)
                 if config.kind == "gated"
-                else RelevanceSelector(config, feature_width=cells, embedding_width=width)
+                else RelevanceSelector(
+                    config,
+                    feature_width=cells,
+                    embedding_width=width,
+                    measured_width=measured_width(self.base, placement=config.placement),
+                )
             )
         self.selector.to(self.base.device)
         self.feature_cache: FeatureCache | None = None
