@@ -1,10 +1,10 @@
 """A launched job that trains nothing, yet leaves a whole run in its store; and a cloud of such.
 
-The container's environment, configuration and inputs flow in; checkpoints, an event log, a model of
-random bytes and DONE flow out through saccade's own `Mirror`, in about a second and without torch.
-What it learns is a formula of the learning rate, so that a sweep has something to find; a model made
-from another one is drawn from its bytes. Python's
-`sitecustomize` runs it in place of the job's entry point.
+The container's environment, configuration and inputs flow in; checkpoints, an event log, a model
+of random bytes and DONE flow out through saccade's own `Mirror`, in about a second and without
+torch. What it learns is a formula of the learning rate, so that a sweep has something to find; a
+model made from another one is drawn from its bytes. Python's `sitecustomize` runs it in place of
+the job's entry point.
 """
 
 from __future__ import annotations
