@@ -308,7 +308,7 @@ def preempted_twice(life: Life, launch: Launch) -> None:
 def same_as_uninterrupted(life: Life) -> None:
     """Fetch the finished run, train the same configuration here in peace, compare every bit."""
     said = (life.folder / "launch.log").read_text("utf-8")
-    words = re.findall(r"^  saccade (train -c .*)$", said, flags=re.MULTILINE)
+    words = re.findall(r"bring it here: saccade (fetch .*)$", said, flags=re.MULTILINE)
     life.fact(
         "the launch says how to fetch its result", bool(words), f"saccade {''.join(words[-1:])}"
     )
@@ -317,8 +317,8 @@ def same_as_uninterrupted(life: Life) -> None:
     fetched, peaceful = life.folder / "runs" / RUN, life.folder / "peaceful" / RUN
     got = life.run(*shlex.split(words[-1]))
     life.fact("the finished run comes from the bucket, nothing is trained",
-              got.code == 0 and "was fetched from" in got.out + got.err, got.last)  # fmt: skip
-    config = words[-1].split()[2]
+              got.code == 0 and f"{RUN}: finished" in got.out + got.err, got.last)  # fmt: skip
+    config = f"runs/.launches/{RUN}-steady/config.yaml"
     local = life.run("train", "-c", config, "run.store=null", "run.root=peaceful")
     life.fact("an uninterrupted local run of the same file", local.code == 0, local.last)
     if got.code or local.code:

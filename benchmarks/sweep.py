@@ -2,8 +2,9 @@
 
 For each seed: a sweep of 30 trials (bayes, hyperband) through the real command line, on a small
 real objective (`sweep_objective.py`); then a random sweep without early stopping that may spend as
-many epochs. Out comes a table: best error of both, trials stopped early, epochs spent. Finished
-sweeps are not repeated, so the same command continues after a stop.
+many epochs (those of stopped trials counted, rounded up to whole trials). Out comes a table: best
+error of both, trials stopped early, epochs spent. Finished sweeps are not repeated, so the same
+command continues after a stop.
 
     python benchmarks/sweep.py                       # 5 seeds, a few minutes, mostly waiting
     python benchmarks/sweep.py --seeds 0 1 --trials 20 --out results
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -74,7 +76,7 @@ def one_sweep(options: argparse.Namespace, *, seed: int, method: str, trials: in
 def compare(options: argparse.Namespace, *, seed: int) -> dict[str, Any]:
     """One seed: the sweep, then random with as many epochs."""
     ours = one_sweep(options, seed=seed, method="bayes", trials=options.trials)
-    budget = max(round(ours["reports"] / EPOCHS), 1)
+    budget = math.ceil(ours["reports"] / EPOCHS)  # random never gets less
     random = one_sweep(options, seed=seed, method="random", trials=budget)
     return {
         "seed": seed,

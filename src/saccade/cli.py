@@ -31,6 +31,7 @@ from saccade import (
     cli_sweep,
 )
 from saccade import cli_output as out
+from saccade.cli_options import AsJson, ConfigFile, Limit, Overrides, Run, Words
 from saccade.config.errors import InputError, OutsideError, Preempted, SaccadeError
 
 app = typer.Typer(
@@ -45,27 +46,6 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at data before training 
 config_app = typer.Typer(no_args_is_help=True, help="Show the configuration and its keys.")
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
-
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="RECIPE KEY=VALUE",
-        help="Recipe (`relevance`, `tiny-base`, `smoke/...`) or a .yaml of yours; then overrides.",
-        show_default=False,
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Overrides for this call.", show_default=False),
-]
-Run = Annotated[
-    str, typer.Argument(metavar="RUN", help="Run directory, or a run's name under `run.root`.")
-]
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", "-c", help="Your YAML, on top of the recipe.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use about this many samples.")]
 
 
 def main() -> NoReturn:

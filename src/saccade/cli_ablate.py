@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saccade import cli_output as out
+from saccade.cli_options import AsJson, ConfigFile
 from saccade.config.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,9 +41,6 @@ Only = Annotated[
 File = Annotated[
     Path | None, typer.Option("--file", "-f", help="Your ablation file, instead of the recipe's.")
 ]
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", "-c", help="Your YAML, on top of the recipe.")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -59,7 +57,7 @@ def ablate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show the variants, what is done and the cost.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train and score every variant of a recipe with the same data, seeds and steps; one table.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saccade import cli_output as out
+from saccade.cli_options import Overrides
 
 if TYPE_CHECKING:
     from saccade.config.schema import Config
@@ -24,10 +25,6 @@ Run = Annotated[
         help="Run directory or name; default: `relevance`, if there.",
         show_default=False,
     ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Overrides for this call.", show_default=False),
 ]
 Port = Annotated[
     int | None,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saccade import cli_output as out
+from saccade.cli_options import AsJson, Yes
 from saccade.config.errors import InputError, OutsideError
 
 if TYPE_CHECKING:
@@ -31,12 +32,10 @@ if TYPE_CHECKING:
 
 cloud_app = typer.Typer(no_args_is_help=True, help="Set up, check and take down a cloud project.")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 Fake = Annotated[
     bool, typer.Option("--fake", help="Use the local stand-in of Google Cloud: no account needed.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show the plan and its API calls.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 MachineName = Annotated[
     str | None,
     typer.Option("--machine", help="Machine whose quota is needed; default: launch.machine."),

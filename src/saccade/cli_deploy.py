@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saccade import cli_output as out
+from saccade.cli_options import AsJson, Overrides
 
 if TYPE_CHECKING:
     from saccade.pipeline.deploy import Deployed
@@ -23,14 +24,9 @@ Run = Annotated[
     str,
     typer.Argument(metavar="RUN", help="Run directory, a run's name, or a model folder."),
 ]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Overrides for this call.", show_default=False),
-]
 Adapter = Annotated[
     Path | None, typer.Option("--adapter", help="A PEFT adapter to merge in; default: the run's.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -12,19 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from saccade import cli_output as out
+from saccade.cli_options import AsJson, Limit, Overrides, Run
 from saccade.config.errors import InputError
 
 if TYPE_CHECKING:
     from saccade.training.rundir import RunDir
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Overrides for this call.", show_default=False),
-]
-Run = Annotated[
-    str, typer.Argument(metavar="RUN", help="Run directory, or a run's name under `run.root`.")
-]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use about this many samples.")]
 Arm = Annotated[str, typer.Option("--arm", help="Selector to use: trained, full, random, ...")]
 Checkpoint = Annotated[
     Path | None, typer.Option("--checkpoint", help="Score this checkpoint instead.")
@@ -52,7 +45,6 @@ Results = Annotated[
     Path | None,
     typer.Option("--results", help="Only import this ..._results.json that the harness wrote."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 
 
 def register(app: typer.Typer) -> None:

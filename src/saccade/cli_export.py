@@ -15,6 +15,7 @@ import typer
 
 from saccade import cli_deploy
 from saccade import cli_output as out
+from saccade.cli_options import AsJson
 from saccade.config.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ Words = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 
 
 def register(app: typer.Typer) -> None:

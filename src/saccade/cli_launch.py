@@ -1,4 +1,4 @@
-"""The verbs `saccade launch`, `jobs`, `logs`, `watch` and `cancel`.
+"""The verbs `saccade launch`, `jobs`, `logs`, `watch`, `cancel` and `fetch`.
 
 What was typed flows in; plans, tables and JSON go to stdout, progress to stderr. The launch log on
 disk is the only state, so any verb can be killed and called again. What is shown of a launch is
@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from saccade import cli_output as out
+from saccade.cli_options import AsJson, ConfigFile, Words, Yes
 from saccade.config.errors import InputError, OutsideError, Preempted
 
 if TYPE_CHECKING:
@@ -25,14 +27,6 @@ if TYPE_CHECKING:
     from saccade.launch.plan import LaunchPlan
     from saccade.launch.view import LaunchView
 
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="RECIPE KEY=VALUE",
-        help="Recipe (`relevance`, `tiny-base`, `smoke/...`) or a .yaml of yours; then overrides.",
-        show_default=False,
-    ),
-]
 Name = Annotated[
     str | None,
     typer.Argument(
@@ -43,8 +37,6 @@ Name = Annotated[
 Root = Annotated[
     Path | None, typer.Option("--root", help="Folder of the runs; default: OUTPUT_DIR, else runs.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 JOBS_LIMIT = 1000
 
 
@@ -55,13 +47,12 @@ def register(app: typer.Typer) -> None:
     app.command("logs")(logs)
     app.command("watch")(watch)
     app.command("cancel")(cancel)
+    app.command("fetch")(fetch)
 
 
 def launch(
     words: Words = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="Your YAML, on top of the recipe.")
-    ] = None,
+    config: ConfigFile = None,
     target: Annotated[
         str | None,
         typer.Option("--target", "-t", help="local, docker, vertex, hf-jobs or fake."),
@@ -75,9 +66,19 @@ def launch(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Submit, and do not stay to watch.")
     ] = False,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="Bring the run into this folder: its log while it grows, "
+                     "everything at the end."),
+    ] = None,
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Option("--input", help="A file or folder of this machine that settings name: the job "
+                     "gets its content, sent once. Repeatable."),
+    ] = None,
     yes: Yes = False,
     as_json: AsJson = False,
-) -> None:
+) -> None:  # fmt: skip
     """Train somewhere else, or here in the background: plan, price, submit, watch.
 
     The same command goes on where it was interrupted, and never makes a second job. Examples:
@@ -86,19 +87,25 @@ def launch(
     - `saccade launch relevance --target fake training.steps=50`
     - `saccade launch relevance --target vertex launch.machine=a2-highgpu-1g --dry-run`
     - `saccade launch relevance -t vertex launch.budget=20 launch.hours=6`
+    - `saccade launch sft -t vertex --input runs/pretrain/model model.name=runs/pretrain/model`
     """
     from saccade.cli_inputs import export_dotenv, resolve_words
 
     export_dotenv()
     typed = [*(words or []), *([f"launch.target={target}"] if target else [])]
     resolved = resolve_words(typed, file=config)
-    driver = _begin(resolved, token=token, dry_run=dry_run, yes=yes, as_json=as_json)
+    if detach and to:
+        raise InputError("--detach and --to: who leaves brings nothing; use `saccade fetch` later")
+    driver = _begin(
+        resolved, token=token, dry_run=dry_run, yes=yes, to=to, inputs=inputs or (),
+        as_json=as_json,
+    )  # fmt: skip
     if driver is None:
         return
     if detach:
         _leave_it(driver, as_json=as_json)
         return
-    _stay(driver, as_json=as_json)
+    _stay(driver, to=to, as_json=as_json)
 
 
 def jobs(
@@ -229,21 +236,71 @@ def cancel(
         out.show_note(view.message or f"{found.key}: asked to stop ({view.state})")
 
 
+def fetch(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN", help="A run's name, RUN-TOKEN, or STORE/runs/NAME; default: the newest"
+            " launch.", show_default=False,
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="The run directory to fill; default: the run's name under "
+                     "`run.root`."),
+    ] = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Bring a launched run here: finished, or as far as its job has got.
+
+    Every file is checked. The same command goes on where it was interrupted, and a folder that
+    holds another run is left alone. Examples:
+
+    - `saccade fetch`
+    - `saccade fetch relevance --to runs/from-the-cloud`
+    - `saccade fetch gs://my-bucket/runs/relevance`
+    """
+    from saccade.cli_inputs import export_dotenv
+
+    export_dotenv()
+    from saccade.launch import fetch as home
+
+    place = home.parse_address(run) if run else None
+    if place is not None:
+        store = home.store_of(place[0], env=os.environ)
+        target = to or _root(root) / place[1]
+        found = home.fetch_run(store, name=place[1], to=target, say=out.show_note)
+    else:
+        driver = _driver(_find(run, root=root))
+        found = home.fetch_launch(driver.launch, env=driver.env, say=out.show_note, to=to)
+    if as_json:
+        out.write_json(found.to_json())
+        return
+    end = "finished" if found.finished else "not finished"
+    step = "no checkpoint yet" if found.step is None else f"step {found.step}"
+    out.show_note(f"{found.run}: {end}, {step}: {found.folder}")
+
+
 def _begin(
-    resolved: Resolved, *, token: str | None, dry_run: bool, yes: bool, as_json: bool
-) -> Driver | None:
+    resolved: Resolved, *, token: str | None, dry_run: bool, yes: bool, to: Path | None,
+    inputs: Sequence[Path], as_json: bool,
+) -> Driver | None:  # fmt: skip
     """Plan and submit; None when there is nothing to watch."""
     from saccade.launch import begin, shown
+    from saccade.launch.fetch import check_home
     from saccade.launch.plan import plan_launch
 
-    plan = plan_launch(resolved, env=os.environ, token=token)
+    plan = plan_launch(resolved, env=os.environ, token=token, inputs=inputs)
+    if to is not None:
+        check_home(plan, to=to)
     known = begin.standing(plan)
     if dry_run:
         _show_plan(plan, as_json=as_json)
         return None
     if known is begin.Standing.DONE:
         driver = begin.driver_of(plan)
-        _tell(driver, plan.launch.view(), as_json=as_json)
+        _end(driver, plan.launch.view(), to=to, as_json=as_json)
         return None
     if known is begin.Standing.ACTIVE:
         out.show_note(f"{plan.launch.key}: is launched already; going on with it")
@@ -277,34 +334,50 @@ def _ask(question: str, *, yes: bool) -> None:
         raise InputError("stopped before anything was done")
 
 
-def _stay(driver: Driver, *, as_json: bool) -> None:
+def _stay(driver: Driver, *, as_json: bool, to: Path | None = None) -> None:
     """Watch to the end, and leave with the launch's exit code."""
     from saccade.launch import shown
     from saccade.launch.drive import watch as work
+    from saccade.launch.fetch import Follower
 
+    follower = Follower(driver.env, to) if to else None
+    console = out.stderr()
     try:
-        with shown.live(driver, console=out.stderr()) as show:
-            view = work(driver, show=show)
+        with shown.live(driver, console=console) as show:
+
+            def look(view: LaunchView) -> None:
+                show(view)
+                if follower is not None:
+                    follower.look(view)
+
+            view = work(driver, show=look)
     except KeyboardInterrupt:
         view = driver.launch.view()
         if view.over:
-            _end(driver, view, as_json=as_json)
+            _end(driver, view, to=to, as_json=as_json)
         raise Preempted(
             f"{driver.launch.key}: you left; the job goes on ({view.state})"
             f"\n  nobody is watching; run `saccade watch {view.run}`, or stop it:"
             f" `saccade cancel {view.run}`"
         ) from None
-    _end(driver, view, as_json=as_json)
+    # without a terminal the last line stands there already
+    _end(driver, view, to=to, as_json=as_json, again=console.is_terminal)
 
 
-def _end(driver: Driver, view: LaunchView, *, as_json: bool) -> None:
+def _end(
+    driver: Driver, view: LaunchView, *, as_json: bool, to: Path | None = None, again: bool = True
+) -> None:
     if not view.over:  # planned, and never packed
         raise InputError(
             f"{driver.launch.key}: was planned, but its launch was interrupted before the job was"
             " submitted\n  fix: repeat the `saccade launch` command"
         )
+    if to is not None and not view.exit_code:
+        from saccade.launch.fetch import fetch_launch
+
+        fetch_launch(driver.launch, env=driver.env, say=out.show_note, to=to)
     if as_json or not view.exit_code:
-        _tell(driver, view, as_json=as_json)
+        _tell(driver, view, as_json=as_json, line=again)
         if view.exit_code:
             raise typer.Exit(view.exit_code)
         return
@@ -329,19 +402,20 @@ def _leave_it(driver: Driver, *, as_json: bool) -> None:
         out.show_note(messages.nobody(view.run))
 
 
-def _tell(driver: Driver, view: LaunchView, *, as_json: bool) -> None:
+def _tell(driver: Driver, view: LaunchView, *, as_json: bool, line: bool = True) -> None:
     from saccade.launch import messages, shown
 
     now = time.time()
     if as_json:
         out.write_json(shown.row(driver.launch, view, now=now, full=True))
         return
-    out.show_note(f"{driver.launch.key}: {shown.line(view, now=now)}")
+    if line:
+        out.show_note(f"{driver.launch.key}: {shown.line(view, now=now)}")
     if view.message:
         out.show_note(view.message)
     known = driver.target.name != "fake" or "SACCADE_FAKE_CLOUD" in os.environ
     home = messages.bring_home(
-        view, config=driver.launch.config_file, root=driver.launch.folder.parent.parent,
+        view, root=driver.launch.folder.parent.parent,
         fake="" if known else driver.env["SACCADE_FAKE_CLOUD"],
     )  # fmt: skip
     if home:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saccade import cli_output as out
+from saccade.cli_options import AsJson, Overrides, Run
 from saccade.config.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,14 +21,9 @@ if TYPE_CHECKING:
 
 
 def merge(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="Run directory, or a run's name under `run.root`.")
-    ],
+    run: Run,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to make.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Overrides for this call.", show_default=False),
-    ] = None,
+    overrides: Overrides = None,
     adapter: Annotated[
         Path | None,
         typer.Option("--adapter", help="A PEFT adapter that was trained on this run's model."),
@@ -41,7 +37,7 @@ def merge(
             "--tolerance", min=0.0, help="Largest logit difference; default: by precision."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a run's selector and its base, adapter merged in, as one folder that stands alone.
 
@@ -70,8 +66,8 @@ def _merge_run(
     config = run.config()
     if config.recipe in PLAIN_RECIPES:
         raise InputError(
-            f"{run.path}: a {config.recipe} run has no selector;"
-            " its model folder stands alone already"
+            f"{run.path}: recipe {config.recipe} leaves its model in one piece, nothing is to merge"
+            f"\n  fix: use {run.path / 'model'} (`saccade deploy` makes a page of it)"
         )
     loaded = load_run(run)
     attached = None if adapter is None else attach_adapter(loaded.model, adapter)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saccade import cli_output as out
+from saccade.cli_options import AsJson
 from saccade.config.errors import InputError, Preempted, SaccadeError
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ Overrides = Annotated[
         metavar="KEY=VALUE", help="Overrides for every stage that trains.", show_default=False
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saccade import cli_output as out
+from saccade.cli_options import AsJson
 from saccade.config.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def prices(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="With compare: write Markdown.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what GPUs cost on Google Cloud: by machine, region and way of renting.
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from saccade import cli_output as out
+from saccade.cli_options import AsJson
 from saccade.config.errors import InputError
 
 SHOWN_PARAMETERS = 6
@@ -42,7 +43,7 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only check the file and show what is varied.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Search for good settings: a sweep file in W&B's format, run with Optuna.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import signal
 import socket
 import time
@@ -136,10 +137,41 @@ def test_what_is_frozen_is_sharded_and_what_is_trained_is_whole(tmp_path: Path) 
         for parameter in others:
             parameter.grad = torch.ones_like(parameter)
         average_gradients(model.parameters())
-        assert first.grad is not None  # it counts as zero on a process that did not reach it
-        assert (first.grad == 0).all()
+        assert first.grad is None  # no process reached it: the optimizer leaves it alone
         assert all(one.grad is not None and (one.grad == 1).all() for one in others)
         with pytest.raises(InputError, match="trains all of it"):
             shard_frozen(nn.Linear(2, 2), device=torch.device("cpu"))
     finally:
         dist.destroy_process_group()
+
+
+def average_as(rank: int, rendezvous: Path, kept: Path) -> None:
+    """One process of two: it reaches part 0, both reach part 1, nobody reaches part 2."""
+    url = f"file://{rendezvous}"
+    dist.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
+    parts = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    if rank == 0:
+        parts[0].grad = torch.full((2,), 4.0)
+    parts[1].grad = torch.full((2,), 1.0 + rank)
+    average_gradients(parts)
+    torch.save([part.grad for part in parts], kept / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_a_part_one_process_did_not_reach_counts_there_as_zero(tmp_path: Path) -> None:
+    runs = [
+        multiprocessing.get_context("fork").Process(
+            target=average_as, args=(rank, tmp_path / "group", tmp_path)
+        )
+        for rank in (0, 1)
+    ]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(60)
+    assert [run.exitcode for run in runs] == [0, 0]
+    for rank in (0, 1):
+        one, both, none = torch.load(tmp_path / f"{rank}.pt")
+        assert one.tolist() == [2.0, 2.0]
+        assert both.tolist() == [1.5, 1.5]
+        assert none is None

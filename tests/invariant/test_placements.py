@@ -6,12 +6,15 @@ with several images, padding and a cache.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from saccade.config.errors import InputError
-from saccade.models.relevance.glance import preview_positions
+from saccade.models.relevance.glance import preview_positions, uncovered
 from saccade.models.relevance.model import RelevanceModel
+from saccade.models.relevance.reduce import ImageSelection
 from saccade.models.relevance.vision import encode_cells
 from tests.tiny_models import (
     mixed_samples,
@@ -51,7 +54,8 @@ def test_an_image_that_keeps_everything_needs_no_preview_whoever_is_beside_it(
     alone = model.reduce(renderer().batch([small], with_answer=False))
     mixed = model.reduce(renderer().batch([large, small], with_answer=False))
     assert alone.images[0].kept == mixed.images[1].kept == 4
-    assert mixed.images[0].kept == 9 + (4 if placement == "glance" else 0)
+    context = len(places_left(mixed.images[0], small=(2, 2))) if placement == "glance" else 0
+    assert mixed.images[0].kept == 9 + context
 
 
 def test_chosen_cells_are_encoded_as_a_tower_would_that_masks_the_rest() -> None:
@@ -143,8 +147,72 @@ def test_only_the_chosen_cells_and_the_preview_enter_the_towers_blocks() -> None
     finally:
         handle.remove()
     assert seen == [16 * 4, 26 * 4]
-    assert reduced.images[0].encoded == (16, 26) and reduced.images[0].kept == 42
-    assert reduced.inputs.images is not None and len(reduced.inputs.images.pooled[0]) == 42
+    image = reduced.images[0]
+    context = len(places_left(image, small=(4, 4)))
+    assert image.encoded == (16, 26) and image.kept == context + 26
+    assert reduced.inputs.images is not None
+    assert len(reduced.inputs.images.pooled[0]) == context + 26
+
+
+def places_left(image: ImageSelection, *, small: tuple[int, int]) -> list[int]:
+    """Preview cells that share no area with a chosen cell, by going through all pairs."""
+    assert image.keep_HW is not None
+    (h, w), chosen = image.grid, image.keep_HW.nonzero().tolist()
+    return [
+        y * small[1] + x
+        for y in range(small[0])
+        for x in range(small[1])
+        if not any(
+            r * small[0] < (y + 1) * h and y * h < (r + 1) * small[0]
+            and c * small[1] < (x + 1) * w and x * w < (c + 1) * small[1]
+            for r, c in chosen
+        )
+    ]  # fmt: skip
+
+
+def test_the_preview_stays_where_no_cell_was_chosen_also_when_sizes_do_not_divide() -> None:
+    model = early_model("glance")
+    reduced = model.reduce(renderer().batch(mixed_samples(), with_answer=False), keep=0.1)
+    features = model.encode(renderer().batch(mixed_samples(), with_answer=False))
+    assert features.preview is not None
+    rest = uncovered(features.preview, [i.keep_HW for i in reduced.images if i.keep_HW is not None])
+    for open_M, image, small in zip(rest, reduced.images, features.preview.sizes, strict=True):
+        assert open_M.nonzero()[:, 0].tolist() == places_left(image, small=small)
+
+
+@pytest.mark.parametrize("covered", [True, False])
+def test_training_reads_the_preview_only_where_no_cell_was_chosen(covered: bool) -> None:
+    model = early_model("glance").train()
+    batch = renderer().batch([sample(0, (256, 256))], with_answer=True)
+    features = model.encode(batch)
+    assert features.preview is not None
+    gated = model.gate(features, keep=0.05)
+    rest = uncovered(features.preview, features.grid.split(gated.hard_N))
+    noisy = features.preview.tokens.map(
+        lambda i, rows: rows + 10.0 * (rest[i] != covered)[:, None].to(rows.dtype)
+    )
+    changed = replace(features, preview=replace(features.preview, tokens=noisy))
+    with torch.no_grad():
+        logits, other = (
+            model.base(**model.gate(one, keep=0.05).arguments).logits[0, -1]
+            for one in (features, changed)
+        )
+    assert rest[0].any() and not rest[0].all()
+    assert torch.allclose(logits, other, atol=1e-4) == covered
+
+
+def test_what_is_measured_in_a_glance_is_the_preview_and_not_the_edges_beside_it() -> None:
+    model = early_model("glance")
+    features = model.encode(renderer().batch(scene_samples(2), with_answer=False))
+    measured = model.base.config.text_config.hidden_size
+    preview_ND, beside_ND = features.cells_ND[:, :measured], features.cells_ND[:, measured:]
+    # the same values in another order: the norm over all of a cell's values stays what it was
+    mixed = replace(features, cells_ND=torch.cat([preview_ND, beside_ND.flip(-1)], dim=-1))
+    with torch.no_grad():
+        ours, other = model.score(features).maps, model.score(mixed).maps
+    for name in ("information", "salience"):
+        torch.testing.assert_close(ours[name], other[name])
+    assert not torch.allclose(ours["participation"], other["participation"], atol=1e-3)
 
 
 def test_preview_tokens_stand_at_the_centres_of_what_they_show() -> None:
@@ -161,7 +229,8 @@ def test_the_coarse_tokens_come_first_and_text_stays_where_it_was() -> None:
     assert inputs.source_BS is not None
     image = (inputs.input_ids_BS == model.markers.image)[0]
     places = inputs.source_BS[0][image]
-    assert (places[:4] == -1).all() and (places[4:].diff() > 0).all()
+    coarse = int((places == -1).sum())
+    assert (places[:coarse] == -1).all() and (places[coarse:].diff() > 0).all()
     text = inputs.source_BS[0][~image]
     assert torch.equal(batch["input_ids"][0][text], inputs.input_ids_BS[0][~image])
     whole = model.encode(batch).inputs.positions_3BS

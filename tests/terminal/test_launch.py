@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from saccade.cloud.fake.scenario import Scenario
-from saccade.cloud.fake.server import FakeCloud, serve
+from saccade.cloud.fake.server import serve
 from saccade.launch import costs
 from saccade.launch.log import launches
 from tests.terminal.saccade_cli import refused, saccade
@@ -111,58 +109,6 @@ def test_leaving_a_watch_leaves_the_job_and_cancel_ends_it(tmp_path: Path) -> No
     assert saccade("cancel", "mine", "--yes", folder=tmp_path).code == 0
     row = rows(tmp_path)[0]
     assert (row["state"], row["attempt"], row["exit_code"]) == ("CANCELLED", 1, 143)
-
-
-@pytest.fixture
-def cloud(tmp_path: Path) -> Iterator[FakeCloud]:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(
-        "import os, time\nif os.environ.get('SACCADE_RUN'): time.sleep(120)\n"
-    )
-    env = {"PYTHONPATH": f"{tmp_path / 'site'}:{SOURCE}"}
-    with serve(tmp_path / "cloud", scenario=Scenario(container_env=env)) as server:
-        yield server
-
-
-@pytest.mark.slow
-def test_a_launch_that_is_killed_at_any_moment_makes_one_job_and_counts_its_cost(
-    tmp_path: Path, cloud: FakeCloud
-) -> None:
-    env = {"SACCADE_FAKE_CLOUD": cloud.url, "SACCADE_HOME": str(tmp_path / "home")}
-    setup = saccade("cloud", "setup", "--yes", folder=tmp_path, env=env)
-    assert setup.code == 0, setup.err
-    token = ("--token", "steady")  # the code may change while this test runs
-    words = (*WORDS, "launch.target=fake", f"launch.image={IMAGE}", "--yes", *token)
-    chance = random.Random(0)
-    for _ in range(20):
-        killed = start(*words, folder=tmp_path, env=env)
-        time.sleep(chance.uniform(0.2, 6.0))
-        killed.kill()
-        killed.communicate()
-    last = saccade(*words, "--detach", folder=tmp_path, env=env)
-    assert last.code == 0, last.err
-    for _ in range(50):
-        once = saccade("watch", "--once", "--json", folder=tmp_path, env=env)
-        if json.loads(once.out)["state"] == "RUNNING":
-            break
-    from saccade.launch.targets.base import Settings
-    from saccade.launch.targets.fake import FakeTarget
-
-    jobs: list[Any] = []
-    for region in ("us-central1", "europe-west4", "us-west4"):
-        target = FakeTarget.open(Settings(env=env, region=region))
-        jobs += target.list()
-    assert len(jobs) == 1
-    assert len(launches(tmp_path / "runs")) == 1
-    view = launches(tmp_path / "runs")[0].view()
-    assert (view.attempt, view.handle) == (1, jobs[0])
-    assert (costs.cost(view, now=time.time()) or 0) > 0
-    assert saccade("cancel", "--yes", folder=tmp_path, env=env).code == 0
-    view = launches(tmp_path / "runs")[0].view()
-    assert view.over
-    raw = target.poll(jobs[0])
-    held = (raw.ended_at or 0) - (raw.started_at or 0)
-    assert costs.held_s(view, now=time.time()) == pytest.approx(held, abs=5.0)
 
 
 TIMELINES = [

@@ -88,3 +88,6 @@ def test_a_tower_with_holes_learns_from_the_shown_cells_alone(share: float) -> N
         for other in ({}, {"cell_targets": changed, "pixel_values": blank_ND})
     ]
     torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)
+    losses[0].backward()
+    unreached = [n for n, p in tower.model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not unreached

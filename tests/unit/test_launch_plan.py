@@ -7,6 +7,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,23 @@ def test_limits_change_no_token(tmp_path: Path) -> None:
     other = plan(tmp_path, *limits)
     assert other.spec.token == plan(tmp_path).spec.token
     assert (other.policy.budget_usd, other.policy.max_attempts, other.policy.wait_s) == (5, 9, 60)
+
+
+def test_a_region_that_only_the_price_list_knows_has_its_quota_read(
+    tmp_path: Path, cloud: dict[str, str]
+) -> None:
+    from saccade.cloud.api.transport import connect
+    from saccade.launch.candidates import in_google_cloud
+    from saccade.launch.prices import load_prices
+
+    known = load_prices(home=tmp_path, fake=True)
+    prices = replace(known, seen={"a2-highgpu-1g": frozenset({"us-central1", "us-east5"})})
+    config = resolve("smoke/relevance").config
+    choice = in_google_cloud(
+        config, google=connect(None, env=cloud), prices=prices, store_region=None
+    )
+    quotas = {row["region"]: row["quota"] for row in choice.ranking}
+    assert quotas == {"us-central1": 8, "us-east5": 8}
 
 
 def test_a_token_may_be_given_and_must_fit_into_labels(tmp_path: Path) -> None:

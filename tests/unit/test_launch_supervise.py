@@ -145,16 +145,19 @@ def test_a_preemption_is_said_with_step_checkpoint_loss_and_attempt() -> None:
     assert (story.view.handle and story.view.handle.id) == "job-2"
 
 
-def test_a_finished_launch_names_the_command_that_fetches_its_result() -> None:
-    story, config = Story(), Path("runs/.launches/mine-abc/config.yaml")
+def test_a_finished_launch_names_the_command_that_fetches_its_result(tmp_path: Path) -> None:
+    story = Story()
     story.look()
-    assert messages.bring_home(story.view, config=config, root=Path("runs")) == ""
+    assert messages.bring_home(story.view, root=Path("runs")) == ""
     story.look(Seen(status=Status(State.SUCCEEDED), done={"target_step": 6, "time": story.now}))
-    said = messages.bring_home(story.view, config=config, root=Path("runs"))
-    assert said.endswith("\n  saccade train -c runs/.launches/mine-abc/config.yaml")
-    said = messages.bring_home(story.view, config=config, root=Path("/r"), fake="http://x")
-    assert "SACCADE_FAKE_CLOUD=http://x saccade train" in said
-    assert said.endswith(" run.root=/r")
+    said = messages.bring_home(story.view, root=Path("runs"))
+    assert said.endswith("; bring it here: saccade fetch mine")
+    said = messages.bring_home(story.view, root=Path("/r"), fake="http://x")
+    assert said.endswith(": SACCADE_FAKE_CLOUD=http://x saccade fetch mine --root /r")
+    there = after(story.view, {"type": "fetched", "time": story.now, "folder": str(tmp_path)})
+    assert messages.bring_home(there, root=Path("runs")) != ""  # and deleted since
+    (tmp_path / "DONE").write_text("{}")
+    assert messages.bring_home(there, root=Path("runs")) == ""
 
 
 def test_exit_143_counts_as_preempted_and_is_submitted_again() -> None:

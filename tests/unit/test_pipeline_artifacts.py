@@ -117,6 +117,18 @@ def test_damage_is_seen_and_mended_by_storing_again(
     assert store.fault(version.digest) is None
 
 
+def test_a_version_file_that_cannot_be_read_is_named(store: Store, tmp_path: Path) -> None:
+    made = folder(tmp_path / "model", w="1")
+    store.put("m", made, lineage={"key": "k"})
+    file = tmp_path / "store" / "names" / "m" / "v1.json"
+    for content in ("{", '{"name": "m"}', "[]"):
+        file.write_text(content)
+        with pytest.raises(DamagedArtifact, match=r"v1\.json cannot be read\n  fix: delete"):
+            store.find("m")
+    file.unlink()
+    assert store.put("m", made, lineage={"key": "k"}).version == 1
+
+
 def test_a_fetched_copy_that_was_changed_is_fetched_again(store: Store, tmp_path: Path) -> None:
     version = store.put("m", folder(tmp_path / "model", a="1", b="2"), lineage={})
     back = store.fetch(version.digest, to=tmp_path / "back")

@@ -103,6 +103,13 @@ def test_other_targets_are_for_training_only(tmp_path: Path) -> None:
     text = "name: p\nstages:\n  t:\n    uses: command\n    command: [x]\n    target: vertex\n"
     with pytest.raises(InputError, match=r"p\.yaml:6: stages\.t\.target: vertex: only stages"):
         planned(tmp_path, text)
+    text = (
+        "name: p\nstages:\n  a:\n    uses: train\n    target: vertex\n"
+        "  b:\n    uses: train\n    set: {model.name: '${stages.a.model}'}\n    target: vertex\n"
+    )
+    assert planned(tmp_path, text).stage("b").target.value == "vertex"
+    with pytest.raises(InputError, match=r"p\.yaml:9: stages\.b\.target: hf-jobs: inputs \(a"):
+        planned(tmp_path, text.replace("vertex", "hf-jobs"))
 
 
 @pytest.mark.parametrize(

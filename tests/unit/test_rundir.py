@@ -74,6 +74,12 @@ def test_a_second_process_is_refused_with_the_first_ones_pid(tmp_path: Path) -> 
         RunDir(run.path).lock(),
     ):
         pass
+    with (
+        run.lock(doing="bringing a launched run into"),
+        pytest.raises(InputError, match=rf"pid {os.getpid()}\) is bringing a launched run into"),
+        RunDir(run.path).lock(),
+    ):
+        pass
     with RunDir(run.path).lock():
         pass
 

@@ -69,6 +69,24 @@ def test_nothing_overlaps_and_nothing_leaves_the_image() -> None:
         assert cover.max() == 1
 
 
+@pytest.mark.parametrize("cells", [1, 16, 20, 24, 30])
+def test_in_a_picture_of_few_cells_a_sign_is_as_wide_as_the_picture_at_most(cells: int) -> None:
+    source = SceneSource(
+        ScenesSource(min_cells=cells, max_cells=cells + 4, min_objects=1, max_objects=2, clutter=0)
+    )
+    for index in range(30):
+        scene = make_scene(source.source, index=index)
+        assert all(thing.box[2] <= scene.columns * scene.cell_px for thing in scene.things)
+        assert len(source.scene_samples(index)) == source.source.questions
+        assert scene.signs, "it is placed first, so there is room"
+
+
+@pytest.mark.parametrize("what", ["cells", "objects"])
+def test_an_empty_range_of_sizes_is_refused(what: str) -> None:
+    with pytest.raises(ValueError, match=f"min_{what}=30 is more than max_{what}=29"):
+        ScenesSource.model_validate({f"min_{what}": 30, f"max_{what}": 29})
+
+
 def test_every_kind_is_asked_and_its_answer_is_true() -> None:
     source = SceneSource(ScenesSource(scenes=60, questions=6))
     kinds: Counter[str] = Counter()

@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from saccade.cli_merge import _merge_run
 from saccade.config.errors import InputError
 from saccade.config.resolve import resolve
 from saccade.config.schema import ModelConfig
 from saccade.data.samples import Sample
 from saccade.evaluation.load import load_run
+from saccade.evaluation.run import evaluate_run
+from saccade.microscope.look import look
 from saccade.models.backbone import load_backbone
 from saccade.models.relevance.model import RelevanceModel
 from saccade.training.rundir import RunDir
@@ -50,6 +54,8 @@ WAYS = {
     "lora": ("lora.dropout=0",),
     "whole": ("sft.adapter=none",),
     "with the tower": ("sft.adapter=none", "sft.vision=true"),
+    "the projector": ("sft.adapter=none", "sft.train=[projector]"),
+    "the tower's end": ("sft.adapter=none", "sft.train=[vision.last1, language.last1]"),
     "behind a selector": ("lora.dropout=0", "sft.selector={selector}", "selector.keep=0.3"),
     "whole, behind a selector": (
         "sft.adapter=none", "sft.selector={selector}", "selector.keep=0.3",
@@ -101,7 +107,8 @@ def test_every_trainable_tensor_and_nothing_else_gets_a_gradient(
     frozen = [one for one in made.model.parameters() if not one.requires_grad]
     assert all(one.grad is None for one in frozen)
     learned = {name for name, one in made.model.named_parameters() if one.requires_grad}
-    assert any("visual" in name for name in learned) == (way == "with the tower")
+    sees = ("with the tower", "the projector", "the tower's end")
+    assert any("visual" in name for name in learned) == (way in sees)
     assert not any("selector" in name for name in learned)
     grouped = [one for group in made.groups().values() for one in group]
     assert len(grouped) == len(learned)
@@ -275,3 +282,16 @@ def test_a_finished_run_is_scored_as_a_model_of_its_own(
         unfinished = load_run(run, checkpoint=run.checkpoints / "step-2")
         source = loaded.config.data.train
         assert source is not None and unfinished.arms == loaded.arms
+        assert_verbs_apply(run, picture=tmp_path / "picture.png", has_selector=name == "pruned")
+
+
+def assert_verbs_apply(run: RunDir, *, picture: Path, has_selector: bool) -> None:
+    """The verbs made for runs with a selector answer without one, or say what to use instead."""
+    Image.new("RGB", (96, 80), (200, 50, 40)).save(picture)
+    seen = look(picture, "what is it?", run=run, out=picture.with_name("look.png"))
+    assert seen["arm"] == ("trained" if has_selector else "full")
+    assert (seen["kept"] < seen["full"]) == has_selector
+    assert any("has no selector" in one for one in seen["warnings"]) != has_selector
+    assert evaluate_run(run, limit=2)["arm"] == seen["arm"]
+    with pytest.raises(InputError, match="leaves its model in one piece"):
+        _merge_run(run, picture.with_name("merged"), adapter=None, limit=1, tolerance=None)

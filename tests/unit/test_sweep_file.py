@@ -179,6 +179,18 @@ def test_a_trial_gets_its_values_and_its_own_folder(tmp_path: Path) -> None:
     assert config.run.root / str(config.run.name) == Path("runs/s/trial-7")
 
 
+def test_launched_trials_of_two_sweeps_do_not_meet_in_a_bucket(tmp_path: Path) -> None:
+    names = set()
+    for highest in (0.01, 0.02):
+        text = f"  learning_rate: {{min: 0.001, max: {highest}}}\n"
+        plan = planned(read(tmp_path, text, more="saccade: {target: fake}\n"))
+        name = plan.resolved({"training.learning_rate": 0.005}, number=7).config.run.name
+        assert name and name.startswith("s-") and name.endswith("-trial-7")
+        assert plan.trial_folder(7) == Path("runs/s/trial-7")
+        names.add(name)
+    assert len(names) == 2
+
+
 @pytest.mark.parametrize("name", packaged_sweeps())
 def test_sweeps_that_ship_are_sound(name: str) -> None:
     plan = planned(find_sweep(name))

@@ -70,7 +70,7 @@ def test_placements_before_the_tower_are_shown_like_any_other(
     run = make_run(tmp_path, f"selector.placement={placement}")
     bench = Workbench(load_run(run), run=run)
     picture = bench.examples()[0]
-    asked = bench.ask(picture, picture.known[0].question, share=0.25, baseline="grid")
+    asked = bench.ask(picture, picture.known[0].question, share=0.05, baseline="grid")
     assert asked.baseline is not None
     assert asked.ours.flops.vision < asked.baseline.flops.vision
     coarse = asked.ours.view.kept - int(asked.ours.view.keep_HW.sum())

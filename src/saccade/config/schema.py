@@ -145,8 +145,8 @@ class SelectorConfig(Node):
     """Where the choice is made: `features` = after the vision tower (the language model's cost
     shrinks); before it, so that only chosen cells are encoded: `pixels` = from textures alone,
     `glance` = from a small preview that stays in the sequence as coarse context."""
-    preview_scale: Annotated[float, Field(gt=0.0, le=0.5)] = 0.375
-    """Side of the preview as a share of the image's (`glance`): 0.375 = a seventh of the cells."""
+    preview_scale: Annotated[float, Field(gt=0.0, le=0.5)] = 0.469
+    """Side of the preview as a share of the image's (`glance`): 0.469 = a fifth of the cells."""
     coarse: Annotated[float, Field(ge=0.0, le=1.0)] | Literal["tension"] = 0.0
     """Share of the budget spent on pooled tokens for what is not chosen (level of detail):
     0 = drop it, 1 = pool everything, `tension` = compress/particularise decides per image."""

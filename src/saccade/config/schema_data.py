@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from saccade.config.grids import ArcSource, ColumnsSource
 from saccade.config.nodes import Node, NonNegative, NonNegativeInt, RowField
@@ -26,15 +26,16 @@ class ScenesSource(Node):
     """Number of scenes (images)."""
     questions: PositiveInt = 4
     """Questions asked per scene."""
-    kinds: list[Literal["color", "shape", "digit", "word", "count", "relation", "odd"]] = [
-        "color", "shape", "digit", "word", "count", "relation", "odd",
-    ]  # fmt: skip
+    kinds: Annotated[
+        list[Literal["color", "shape", "digit", "word", "count", "relation", "odd"]],
+        Field(min_length=1),
+    ] = ["color", "shape", "digit", "word", "count", "relation", "odd"]
     """Question kinds to ask."""
     min_cells: PositiveInt = 196
     """Smallest scene area in merged cells (visual tokens)."""
     max_cells: PositiveInt = 324
     """Largest scene area in merged cells (visual tokens)."""
-    cell_pixels: PositiveInt = 16
+    cell_pixels: Annotated[int, Field(ge=8)] = 16
     """Side of one cell in pixels; equals patch size x merge size of the model."""
     min_objects: PositiveInt = 9
     """Fewest objects per scene."""
@@ -50,6 +51,14 @@ class ScenesSource(Node):
     """Smallest side of a scene drawn smaller, as a share; log-uniform between this and 1."""
     seed: NonNegativeInt = 0
     """Seed of the stream of scenes."""
+
+    @model_validator(mode="after")
+    def _ranges_are_not_empty(self) -> ScenesSource:
+        for name in ("cells", "objects"):
+            least, most = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
+            if least > most:
+                raise ValueError(f"min_{name}={least} is more than max_{name}={most}")
+        return self
 
 
 class ProbingSource(ScenesSource):

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from saccade.config.nodes import Node
+from saccade.config.stage_pretrain import PART
 
 
 class LoraConfig(Node):
@@ -34,6 +35,10 @@ class SftConfig(Node):
     """What is trained: `lora` adapters on a frozen base, or `none` = the whole language model."""
     vision: bool = False
     """With `adapter: none`, train the vision tower as well (not behind a selector)."""
+    train: list[str] = []
+    """With `adapter: none`, the parts that learn, named as in `pretrain.schedule`, for example
+    `[projector]` or `[projector, language.last2]`; empty = the whole language model, and the tower
+    with `vision`."""
     selector: str | None = None
     """Run (or its `model` folder) whose trained selector stands in front and stays as it is: the
     language model learns to answer from the `selector.keep` visual tokens that are left."""
@@ -45,10 +50,29 @@ class SftConfig(Node):
     def _parts_fit(self) -> SftConfig:
         if self.vision and self.adapter == "lora":
             raise ValueError("vision=true needs adapter=none: adapters stand in the language model")
+        self._parts_are_parts()
         if self.selector is not None and (self.vision or self.packing):
             wrong = "vision" if self.vision else "packing"
             raise ValueError(f"{wrong}=true does not go with a selector: leave one of them out")
         return self
+
+    def _parts_are_parts(self) -> None:
+        unknown = next((part for part in self.train if not PART.fullmatch(part)), None)
+        if unknown is not None:
+            raise ValueError(
+                f"no part is called {unknown}; there are projector, vision, vision.lastN,"
+                " language, language.firstN, language.lastN"
+            )
+        if self.train and (self.adapter == "lora" or self.vision):
+            raise ValueError(
+                "train names the parts that learn, which needs adapter=none and vision=false"
+            )
+        sees = any(not part.startswith("language") for part in self.train)
+        if self.selector is not None and sees:
+            raise ValueError(
+                "behind a selector only parts of the language model can learn, not"
+                f" {', '.join(self.train)}"
+            )
 
 
 class DpoConfig(Node):

@@ -17,7 +17,6 @@ from typing import Any
 from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from lmms_eval.models.registry_v2 import ModelManifest  # pyright: ignore[reportMissingImports]
 
-from saccade.config.errors import InputError
 from saccade.config.schema import Config
 from saccade.data.samples import Sample
 from saccade.data.turns import IMAGE_MARK
@@ -45,9 +44,7 @@ class SaccadeModel(lmms):
     ) -> None:
         super().__init__()
         self.loaded = load_run(_Configured(Path(pretrained), config=config))
-        self.arm = "full" if arm == "trained" and "trained" not in self.loaded.arms else arm
-        if self.arm not in self.loaded.arms:
-            raise InputError(f"no selector {arm!r}; use one of {', '.join(self.loaded.arms)}")
+        self.arm = self.loaded.pick_arm(arm)
         self.keep = 1.0 if self.arm == "full" else self.loaded.config.selector.keep
         self.counts = Path(counts) if counts else None
         self.batch_size = int(batch_size)

@@ -61,6 +61,20 @@ class LoadedRun:
         self.arms = arms
         self.device = next(model.base.parameters()).device
 
+    def pick_arm(self, name: str) -> str:
+        """The selector asked for; a model that trained none reads everything instead of `trained`.
+
+        Raises InputError for one the model has not.
+        """
+        if name == "trained" and name not in self.arms:
+            return "full"
+        if name not in self.arms:
+            raise InputError(
+                f"{self.config.run.name}: no selector {name!r}"
+                f"\n  fix: use one of {', '.join(self.arms)}"
+            )
+        return name
+
     def batch(
         self, samples: Sequence[Sample], *, skip_broken: bool = False
     ) -> tuple[Batch, list[DataError]]:

@@ -71,11 +71,7 @@ def evaluate_run(
             run, limit=limit, checkpoint=checkpoint, progress=progress
         )
     loaded = load_run(run, checkpoint=checkpoint)
-    arm = "full" if arm == "trained" and "trained" not in loaded.arms else arm
-    if arm not in loaded.arms:
-        raise InputError(
-            f"{run.path}: no selector {arm!r}\n  fix: use one of {', '.join(loaded.arms)}"
-        )
+    arm = loaded.pick_arm(arm)
     keep = 1.0 if arm == "full" else config.selector.keep if keep is None else keep
     source = open_source(config.data.eval)
     indices = select_indices(source, limit=limit)

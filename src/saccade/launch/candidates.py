@@ -66,7 +66,7 @@ def in_google_cloud(
     launch = config.launch
     kind = machine(launch.machine)
     ways = list(Strategy) if launch.strategy == "cheapest" else [Strategy(launch.strategy)]
-    quotas, quota_finding = _quotas(google, kind, ways)
+    quotas, quota_finding = _quotas(google, kind, ways, seen=prices.seen)
     found = rank(
         kind, strategies=ways, prices=prices, quotas=quotas, allowed=launch.regions or None,
         replicas=launch.replicas, store_region=store_region,
@@ -109,12 +109,12 @@ def _kept(
 
 
 def _quotas(
-    google: Google, kind: Machine, ways: list[Strategy]
+    google: Google, kind: Machine, ways: list[Strategy], *, seen: Mapping[str, frozenset[str]]
 ) -> tuple[Mapping[str, int | None], list[Finding]]:  # fmt: skip
     from saccade.cloud.api.quotas import quotas
 
     try:
-        return quotas_of(kind, limits=quotas(google), strategies=ways), []
+        return quotas_of(kind, limits=quotas(google), strategies=ways, seen=seen), []
     except SaccadeError as error:
         text, _, fix = str(error).partition("\n  fix: ")
         said = f"unknown, which is not zero: {text}"

@@ -1,4 +1,4 @@
-"""Putting code, configuration and image where the job finds them, before anything is billed.
+"""Putting code, inputs, configuration and image where the job finds them, before any is billed.
 
 A `LaunchPlan` flows in; the `JobSpec` with final addresses flows out, logged as `ready`. What is
 there already under its hash stays, so repeating this after a kill costs a look. Left out: packing
@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from saccade.cloud.api import storage
 from saccade.cloud.api.errors import PreconditionFailed
+from saccade.launch.inputs import ship
 from saccade.launch.spec import JobSpec
+from saccade.training.store import open_store
 
 if TYPE_CHECKING:
     from saccade.cloud.api.transport import Google
@@ -30,6 +32,8 @@ def deliver(plan: LaunchPlan, *, say: Callable[[str], None]) -> JobSpec:
     aside.write_text(plan.config_text, encoding="utf-8")
     aside.replace(config)
     spec, settings = plan.spec, plan.settings
+    if plan.inputs:
+        ship(plan.inputs, open_store(spec.store, env=plan.env), say=say)
     google: Google | None = getattr(plan.target, "google", None)
     if settings is None or google is None:
         return spec

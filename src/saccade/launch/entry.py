@@ -1,9 +1,9 @@
-"""What a job's container runs: fetch code, configuration and secrets, train, tell the truth.
+"""What a job's container runs: fetch code, configuration, inputs, secrets; train; tell the truth.
 
-The environment flows in (SACCADE_RUN, _STORE, _CODE, _CONFIG, _ATTEMPT, _SECRETS, _GPUS; nothing
-secret among it); the training's exit code flows out, 143 for a run that saved itself and wants to
-go on. 0 is only said when DONE is in the store. GPUs that were asked for and are not there end
-the job before it costs anything. Secret values are fetched here, go into the environment of the
+The environment flows in (SACCADE_RUN, _STORE, _CODE, _CONFIG, _INPUTS, _ATTEMPT, _SECRETS, _GPUS;
+nothing secret among it); the training's exit code flows out, 143 for a run that saved itself and
+wants to go on. 0 is only said when DONE is in the store. GPUs that were asked for and are not there
+end the job before it costs anything. Secret values are fetched here, go into the environment of the
 training process and nowhere else. torch is only touched by processes that this one starts.
 
     python -m saccade.launch.entry
@@ -27,7 +27,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import yaml
+
 from saccade.config.errors import InputError, OutsideError, Preempted, SaccadeError
+from saccade.training.inputs import at_work, bring_inputs
 from saccade.training.store import file_sha256, open_store, safe_name
 
 DONE_PATIENCE_SECONDS = 600.0
@@ -49,6 +52,7 @@ class Job:
     attempt: int
     secrets: Mapping[str, str]
     gpus: int
+    inputs: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Job:
@@ -68,6 +72,7 @@ class Job:
             attempt=_number(env, "SACCADE_ATTEMPT", default=1),
             secrets=_pairs(env.get("SACCADE_SECRETS", "")),
             gpus=_number(env, "SACCADE_GPUS", default=0),
+            inputs=tuple(filter(None, env.get("SACCADE_INPUTS", "").split(","))),
         )
 
 
@@ -139,7 +144,7 @@ def run_job(env: Mapping[str, str], *, child: Child, work: Path) -> int:
     _say(f"job {job.run}, attempt {job.attempt}, machine {place.node + 1} of {place.nodes}")
     check_gpus(job.gpus, env=env)
     code = bring_code(job.code, work=work)
-    config = fetch(job.config, work / "launched-config.yaml")
+    config = bring_settings(job, work=work)
     secrets = fetch_secrets(job.secrets, env=env)
     _say(_masked(f"--- {job.config}\n{config.read_text('utf-8').rstrip()}\n---", secrets))
     command = training_command(job, place, config=config, root=work / "runs")
@@ -187,6 +192,18 @@ def fetch(source: str, target: Path) -> Path:
     folder, _, name = source.rpartition("/")
     open_store(folder).fetch(name, target)
     return target
+
+
+def bring_settings(job: Job, *, work: Path) -> Path:
+    """The configuration, its inputs brought from the store and named by where they are here."""
+    config = fetch(job.config, work / "launched-config.yaml")
+    if not job.inputs:
+        return config
+    bring_inputs(open_store(job.store), job.inputs, work=work, say=_say)
+    values = at_work(yaml.safe_load(config.read_text("utf-8")), work=work)
+    here = work / "config-with-inputs.yaml"
+    here.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), "utf-8")
+    return here
 
 
 def bring_code(source: str, *, work: Path) -> Path | None:

@@ -32,6 +32,8 @@ EXTRAS = ("train", "cloud")
 """Optional dependencies that the Dockerfile installs."""
 STARTERS = (
     "src/saccade/launch/entry.py",
+    "src/saccade/training/finals.py",
+    "src/saccade/training/inputs.py",
     "src/saccade/training/store.py",
     "src/saccade/training/store_bucket.py",
 )

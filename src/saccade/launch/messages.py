@@ -173,19 +173,23 @@ def nobody(run: str) -> str:
     return f"nobody is watching; run `saccade watch {run}`"
 
 
-def bring_home(view: LaunchView, *, config: Path, root: Path, fake: str = "") -> str:
-    """The command that fetches a finished run to this machine; empty when there is nothing to do.
+def bring_home(view: LaunchView, *, root: Path, fake: str = "") -> str:
+    """The command that brings a finished run to this machine; empty when it is here.
 
-    `fake` is the address of the imitation of Google Cloud, where the shell does not know it.
+    `root` is the folder of runs; `fake` is the address of the imitation of Google Cloud, where the
+    shell does not know it.
     """
     store = view.spec.store if view.spec else ""
     if view.state is not State.SUCCEEDED or view.target == "local" or not store:
         return ""
-    if not store.startswith(("gs://", "/")):
-        return f"the finished run is in {store}/runs/{view.run}/final"
+    homes = [Path(one) for one in (view.run_dir, view.home) if one]
+    if any((home / "DONE").is_file() for home in homes):
+        return ""
+    if store.startswith("hf://"):
+        return f"{view.key}: finished; bring it here: hf buckets sync {store}/runs/{view.run}/final"
     before = f"SACCADE_FAKE_CLOUD={fake} " if fake else ""
-    folder = "" if str(root) == "runs" else f" run.root={root}"
+    folder = "" if str(root) == "runs" else f" --root {root}"
     return (
-        f"the finished run is in {store}/runs/{view.run}; to fetch it (nothing is trained):"
-        f"\n  {before}saccade train -c {config}{folder}"
+        f"{view.key}: the finished run is in {store}; bring it here:"
+        f" {before}saccade fetch {view.run}{folder}"
     )

@@ -204,9 +204,9 @@ def _refusal(path: Path, *, name: str, source: Path, largest: int) -> str | None
         return ""
     leaf = parts[-1]
     if leaf not in EXAMPLES:
-        if _matches(leaf, SECRET_NAMES):
+        if matches(leaf, SECRET_NAMES):
             return "may hold secrets"
-        if _matches(leaf, LEFT_OUT_NAMES):
+        if matches(leaf, LEFT_OUT_NAMES):
             return ""
     if not path.is_file():  # deleted but still tracked, a broken link, a socket
         return "" if not path.is_symlink() else "a link to nothing"
@@ -224,7 +224,8 @@ def _is_left_out_folder(part: str, *, at_root: bool) -> bool:
     return part in LEFT_OUT_FOLDERS or part.endswith(".egg-info")
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a file's name fits one of some patterns, in whatever case."""
     return any(fnmatch.fnmatch(name.lower(), pattern) for pattern in patterns)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ from saccade.cloud.findings import Finding, Level
 from saccade.config.errors import InputError, OutsideError, SaccadeError
 from saccade.config.resolve import Resolved, to_yaml
 from saccade.config.schema import Config
+from saccade.launch.inputs import Input, point_at, read_inputs
+from saccade.launch.inputs import findings as input_findings
 from saccade.launch.log import FOLDER, Launch, launch_of
 from saccade.launch.machines import Strategy
 from saccade.launch.spec import JobSpec, labels
@@ -60,6 +62,7 @@ class LaunchPlan:
     request: Mapping[str, Any] = field(default_factory=dict)
     archive: Archive | None = None
     settings: CloudSettings | None = None
+    inputs: tuple[Input, ...] = ()
 
     @property
     def offers(self) -> tuple[Offer, ...]:
@@ -86,13 +89,22 @@ class LaunchPlan:
             "estimate": self.choice.estimate, "prices": self.choice.source,
             "findings": [finding.to_json() for finding in self.findings],
             "code": _archive_json(self.archive),
+            "inputs": [{"path": str(one.path), "place": one.place, "bytes": one.manifest.bytes,
+                        "files": len(one.manifest.files)} for one in self.inputs],
         }  # fmt: skip
 
 
 def plan_launch(
-    resolved: Resolved, *, env: Mapping[str, str], token: str | None = None
-) -> LaunchPlan:  # fmt: skip
-    """Plan a launch; raises InputError or OutsideError where not even a plan is possible."""
+    resolved: Resolved,
+    *,
+    env: Mapping[str, str],
+    token: str | None = None,
+    inputs: Sequence[Path] = (),
+) -> LaunchPlan:
+    """Plan a launch; raises InputError or OutsideError where not even a plan is possible.
+
+    `inputs` are files and folders of this machine that the job shall find under their settings.
+    """
     config = resolved.config
     name = config.run.name or config.recipe
     if not RUN_NAME.fullmatch(name):
@@ -100,7 +112,8 @@ def plan_launch(
     target_name = config.launch.target
     env = connected(target_name, env=env)
     settings = _cloud(config, env=env) if target_name in GOOGLE_TARGETS else None
-    shipped = _as_shipped(config, name=name, settings=settings)
+    taken = _inputs(inputs, target=target_name, env=env)
+    shipped = point_at(_as_shipped(config, name=name, settings=settings), taken)
     archive, code_hash = _code(target_name, home=_home(env), env=env)
     token = _checked(token) if token else _token(shipped, code_hash=code_hash)
     launch = launch_of(config.run.root, run=name, token=token)
@@ -109,10 +122,13 @@ def plan_launch(
     choice = _choice(config, target=target, settings=settings)
     spec = _spec(
         shipped, launch=launch, name=name, token=token, choice=choice, settings=settings,
-        archive=archive, env=env,
+        archive=archive, inputs=taken, env=env,
     )  # fmt: skip
     spec, image_findings = _with_image(spec, target=target, settings=settings)
     findings = [*_bucket_findings(target, settings, first), *choice.findings, *image_findings]
+    if target_name != "local":
+        disk_gb = config.launch.disk_gb if settings is not None else None
+        findings += input_findings(shipped, taken, disk_gb=disk_gb)
     findings += _secret_findings(target, settings, spec)
     findings += _target_findings(target, spec, told={one.name for one in image_findings})
     return LaunchPlan(
@@ -129,6 +145,7 @@ def plan_launch(
         request=_request(target, spec) if choice.offers else {},
         archive=archive,
         settings=settings,
+        inputs=taken,
     )
 
 
@@ -198,6 +215,22 @@ def _home(env: Mapping[str, str]) -> Path:
     return home_folder(env)
 
 
+def _inputs(
+    paths: Sequence[Path], *, target: str, env: Mapping[str, str]
+) -> tuple[Input, ...]:  # fmt: skip
+    """What is brought to another machine; on this one files are read where they lie."""
+    if not paths or target == "local":
+        return ()
+    if target == "hf-jobs":
+        raise InputError(
+            f"--input {paths[0]}: inputs are not brought to buckets of Hugging Face"
+            "\n  fix: saccade export hub, and name the model on the hub; or another target"
+        )
+    from saccade.launch.package import secret_values
+
+    return read_inputs(paths, secrets=secret_values(Path.cwd(), env=env))
+
+
 def _code(target: str, *, home: Path, env: Mapping[str, str]) -> tuple[Archive | None, str]:
     """Pack the code for another machine; on this one its hash is enough."""
     if target == "local":
@@ -255,6 +288,7 @@ def _spec(
     choice: Choice,
     settings: CloudSettings | None,
     archive: Archive | None,
+    inputs: Sequence[Input],
     env: Mapping[str, str],
 ) -> JobSpec:
     first = choice.offers[0] if choice.offers else None
@@ -273,7 +307,8 @@ def _spec(
         strategy=Strategy(first.strategy) if first else wanted,
         region=first.region if first else (settings.region if settings else "local"),
         image=config.launch.image, code=code, config=file, store=config.run.store or "",
-        env=_job_env(config, env=env), secrets=_secrets(settings, env=env),
+        env=_job_env(config, env=env), inputs={one.place: str(one.path) for one in inputs},
+        secrets=_secrets(settings, env=env),
         timeout_s=choice.timeout_s, max_wait_s=int(config.launch.wait_minutes * 60),
         disk_gb=config.launch.disk_gb,
         service_account=settings.account_email if settings else None,

@@ -55,6 +55,7 @@ def row(launch: Launch, view: LaunchView, *, now: float, full: bool = False) -> 
         "watched_by": watched, "over": view.over, "exit_code": view.exit_code,
         "ended_at": view.ended_at, "message": view.message, "detail": view.detail,
         "job": view.handle.to_json() if view.handle else None,
+        "fetch": messages.bring_home(view, root=launch.folder.parent.parent) or None,
     }  # fmt: skip
     if full:
         values["attempts"] = costs.attempts(view, now=now)
@@ -84,12 +85,14 @@ def is_recent(values: Mapping[str, Any], *, now: float) -> bool:
 
 
 def notes(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line for each unfinished launch that nobody watches."""
-    return [
-        f"{one['launch']}: {messages.nobody(one['run'])}"
-        for one in rows
-        if not one["over"] and one["watched_by"] is None
-    ]
+    """A line for each unfinished launch that nobody watches, and each run that is not here yet."""
+    found = []
+    for one in rows:
+        if not one["over"] and one["watched_by"] is None:
+            found.append(f"{one['launch']}: {messages.nobody(one['run'])}")
+        elif one["fetch"]:
+            found.append(one["fetch"])
+    return found
 
 
 def line(view: LaunchView, *, now: float) -> str:
@@ -223,6 +226,9 @@ def plan_rows(plan: LaunchPlan) -> list[list[str]]:
                  f" {len(plan.archive.files)} files" if plan.archive else "this installation"],
         ["image", spec.image or "none"],
     ]  # fmt: skip
+    for one in plan.inputs:
+        size = f"{one.manifest.bytes / 1e6:.1f} MB, {len(one.manifest.files)} file(s)"
+        rows.append(["input", f"{one.path}: {size}, {one.place[:19]}..."])
     return rows
 
 

@@ -48,6 +48,8 @@ class JobSpec:
     store: str
     """Root of the checkpoint store (gs://BUCKET or a folder)."""
     env: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Place `inputs/HASH[/FILE]` in the store and in the job -> where it is on this machine."""
     secrets: dict[str, str] = field(default_factory=dict)
     """Variable -> name in Secret Manager; never a value."""
     labels: dict[str, str] = field(default_factory=dict)

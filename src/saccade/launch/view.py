@@ -33,6 +33,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "ended": ("state", "message", "exit_code"),
     "watching": ("pid",),
     "left": ("pid",),
+    "fetched": ("folder",),
 }
 """Event types and the fields each one has beside `v`, `time` and `type`."""
 
@@ -100,6 +101,8 @@ class LaunchView:
     token: str = ""
     target: str = ""
     run_dir: str = ""
+    home: str = ""
+    """Another folder that the finished run was brought into."""
     spec: JobSpec | None = None
     ready: bool = False
     """Code and configuration are where the job will look for them."""
@@ -339,6 +342,10 @@ def _reachable(view: LaunchView, event: Mapping[str, Any]) -> LaunchView:
     return replace(view, unreachable_since=None)
 
 
+def _fetched(view: LaunchView, event: Mapping[str, Any]) -> LaunchView:
+    return replace(view, home=event["folder"])
+
+
 def _warning(view: LaunchView, event: Mapping[str, Any]) -> LaunchView:
     return replace(view, warned=view.warned | {event["name"]}, message=event["message"])
 
@@ -349,7 +356,7 @@ _HANDLERS: dict[str, Callable[[LaunchView, Mapping[str, Any]], LaunchView]] = {
     "refused": _refused, "state": _state, "heartbeat": _heartbeat, "preempted": _preempted,
     "resubmitting": _resubmitting, "unreachable": _unreachable, "reachable": _reachable,
     "warning": _warning, "cancelling": _cancelling,
-    "cancel_sent": _cancel_sent, "ended": _ended,
+    "cancel_sent": _cancel_sent, "ended": _ended, "fetched": _fetched,
 }  # fmt: skip
 
 

@@ -28,6 +28,10 @@ UNTRAINED = (
     "the selector is untrained: what it keeps is arbitrary"
     "\n  fix: train one with `saccade train`, then add --run runs/relevance"
 )
+NOTHING_TRAINED = (
+    "a run of recipe {recipe} has no selector: every cell is read"
+    "\n  fix: --arm grid (or another selector that needs no training) shows a choice"
+)
 
 
 def look(
@@ -49,16 +53,12 @@ def look(
     missing image or an empty question, DataError for a file that is not an image.
     """
     _check(image, question, versus)
-    warnings: list[str] = []
-    if run is not None:
-        loaded = load_run(run)
-    else:
-        loaded = load_base(config or Config())
-        if arm == "trained":
-            warnings.append(UNTRAINED)
-    if arm not in loaded.arms:
-        raise InputError(f"no selector {arm!r} here\n  fix: use one of {', '.join(loaded.arms)}")
-    budget = keep if keep is not None else loaded.config.selector.keep
+    loaded = load_base(config or Config()) if run is None else load_run(run)
+    warnings = [UNTRAINED] if run is None and arm == "trained" else []
+    if arm != (arm := loaded.pick_arm(arm)):
+        warnings.append(NOTHING_TRAINED.format(recipe=loaded.config.recipe))
+    chosen = loaded.config.selector.keep if keep is None else keep
+    budget: Budget = 1.0 if arm == "full" else chosen
     sample = Sample(id=image.name, question=question, answers=(), images=(image,), kind="look")
     samples = [sample] if versus is None else [sample, replace(sample, question=versus)]
     shown, *others = explain(loaded, samples, arm=arm, keep=budget)

@@ -112,7 +112,7 @@ def _belongs(name: str, part: str, base: Any) -> bool:
     count = int(which.removeprefix("first").removeprefix("last"))
     if count > blocks:
         raise InputError(
-            f"pretrain.schedule: train names {part}, but there are only {blocks} blocks"
+            f"train names {part}, but there are only {blocks} blocks"
             f"\n  fix: at most {kind}.{which.rstrip('0123456789')}{blocks}, or {kind} for all"
         )
     if not name.startswith(prefix):

@@ -129,9 +129,17 @@ class Store:
         found = []
         for file in self.backend.names(f"names/{name}"):
             if file.startswith("v") and file.endswith(".json"):
-                stored = json.loads(self.backend.read(f"names/{name}/{file}"))
-                found.append(Version(**stored))
+                found.append(self._version(f"names/{name}/{file}"))
         return sorted(found, key=lambda one: one.version)
+
+    def _version(self, path: str) -> Version:
+        try:
+            return Version(**json.loads(self.backend.read(path)))
+        except (ValueError, TypeError) as error:
+            raise DamagedArtifact(
+                f"{self.address}/{path} cannot be read"
+                "\n  fix: delete that file, then run the same command to continue"
+            ) from error
 
     def names(self) -> list[str]:
         """All names that have a version."""

@@ -141,8 +141,9 @@ class Runner:
         def waiting(pid: str) -> None:
             self.say(f"{stage.name}: another process (pid {pid or 'unknown'}) works on it; waiting")
 
-        with lock.held(stop=self.stop, waiting=waiting) as descriptor:
-            yield descriptor
+        # a lock file holds a few bytes: on a full disk not even those can be written
+        with _full_disk_is_named(lock.path), lock.held(stop=self.stop, waiting=waiting) as held:
+            yield held
 
     def _work(self, stage: Stage, folder: Path, key: str, descriptor: int) -> Record:
         digests = self.digests(stage)

@@ -34,6 +34,8 @@ KEYED_FREE_KEYS = (
 )  # fmt: skip
 """Keys a run may change when it continues, that nevertheless change what later stages see."""
 UNKEYED = tuple(key for key in FREE_KEYS if key not in KEYED_FREE_KEYS)
+WITHOUT_INPUTS = "hf-jobs"
+"""The launch target whose jobs get no files of this machine."""
 SHORT = 12
 """Characters of a key that name a folder."""
 
@@ -238,6 +240,12 @@ def _target_problems(stage: Stage) -> list[Problem]:
         return [Problem(target.where, text, key=key)]
     if find_spec("saccade.launch") is None:
         text = f"{target.value}: this saccade has no launch targets; use local"
+        return [Problem(target.where, text, key=key)]
+    if stage.inputs and target.value == WITHOUT_INPUTS:
+        text = (
+            f"{target.value}: inputs ({', '.join(sorted(stage.inputs))}) are not brought to buckets"
+            " of Hugging Face; use another target"
+        )
         return [Problem(target.where, text, key=key)]
     return []
 

@@ -26,6 +26,7 @@ from saccade.evaluation.dataset_scores import MEANINGS
 from saccade.evaluation.load import Progress
 from saccade.pipeline.deploy import deploy_stage
 from saccade.pipeline.graph import Stage
+from saccade.pipeline.stage_data import data_stage
 from saccade.training.guards import StopRequest
 from saccade.training.rundir import MEASURING_KEYS, RunDir
 
@@ -284,6 +285,10 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 KINDS: dict[str, Kind] = {
+    "data": Kind(
+        data_stage, "check every row of the data", ("config", "data"),
+        outputs=("report",), configured=True, metrics=("rows", "eval_rows", "broken", "blind"),
+    ),
     "train": Kind(
         train_stage, "train or continue a run of any recipe", TRAINING_CODE,
         outputs=("model", "run"), configured=True, leave_out={"run": RUN_LEAVES_OUT},

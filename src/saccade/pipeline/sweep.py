@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from saccade.config.errors import OutsideError, Preempted, SaccadeError
 from saccade.pipeline.sweep_plan import SweepPlan
 from saccade.pipeline.sweep_report import summarise, write_summary
-from saccade.pipeline.sweep_study import Study
+from saccade.pipeline.sweep_study import Study, lost_database_is_named
 from saccade.pipeline.sweep_trial import (
     Reports,
     cancel_words,
@@ -204,9 +204,6 @@ class SweepRunner:
         name = f"trial {child.number}"
         if code == 0:
             value = final_value(self.plan, number=child.number, reports=child.reports)
-            if value is None and self.plan.sweep.target != "local":
-                self._miss_run(child.number)
-                return
             self.study.tell(child.trial_id, state="COMPLETE", value=value)
             shown = "no value" if value is None else f"{self.plan.sweep.metric} {value:.4g}"
             self.say(f"{name}: {shown} after {len(child.reports)} report(s)")
@@ -224,14 +221,6 @@ class SweepRunner:
         else:
             self._fail(child, code)
         self._write()
-
-    def _miss_run(self, number: int) -> None:
-        """A launched job ended, but its run directory did not come here; the trial stays open."""
-        self.error = OutsideError(
-            f"trial {number}: its job is finished, but its run is not in"
-            f" {self.plan.trial_folder(number)}\n  fix: copy the run there from the store, then run"
-            " the same command; a finished job is not started again"
-        )
 
     def _interrupted(self, code: int) -> bool:
         return code < 0 or code == Preempted.exit_code
@@ -294,8 +283,9 @@ def run_sweep(
         study = Study(plan.sweep, folder=plan.folder, home=home_of(plan.folder), key=plan.key)
         if plan.sweep.method == "grid":
             study.fill_grid()
-    SweepRunner(plan, study, stop, say, limit).run()
-    summary = summarise(plan, study, importance=True)
+    with lost_database_is_named(plan.sweep.shown if study.shared else str(plan.folder)):
+        SweepRunner(plan, study, stop, say, limit).run()
+        summary = summarise(plan, study, importance=True)
     write_summary(summary, folder=plan.folder)
     return summary
 

@@ -49,11 +49,17 @@ class SweepPlan:
         """The lock that a trial's program inherits."""
         return self.trial_folder(number) / ".trial"
 
+    def run_name(self, number: int) -> str:
+        """A trial's run; in a store, sweeps meet each other's runs, so there it names its sweep."""
+        if self.sweep.target == "local":
+            return f"trial-{number}"
+        return f"{self.sweep.name}-{_digest(dict(self.key))[:6]}-trial-{number}"
+
     def resolved(self, values: Mapping[str, Any], *, number: int) -> Resolved:
         """The configuration of one trial."""
         own, place = Layer(), f"sweep {self.sweep.name}"
         own.values["run.root"] = Value(str(self.folder), place)
-        own.values["run.name"] = Value(f"trial-{number}", place)
+        own.values["run.name"] = Value(self.run_name(number), place)
         return self.resolve(on_top=[self.sweep.layer, own_parameters(self.sweep, values), own])
 
 

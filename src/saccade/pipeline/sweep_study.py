@@ -14,8 +14,8 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,6 +177,23 @@ class Study:
             self.study.tell(number, found, state=TrialState[state])
 
 
+@contextmanager
+def lost_database_is_named(where: str) -> Iterator[None]:
+    """A database that cannot be read or written any more is one error; what it holds stays."""
+    optuna = import_optuna()
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+        cause = _first_line(error.__cause__ or error)
+        raise OutsideError(
+            f"{where}: the sweep's database cannot be used ({cause})"
+            "\n  fix: see that the disk has space and the database answers, then run the same"
+            " command to continue"
+        ) from error
+
+
 def import_optuna() -> Any:
     """Optuna, quiet; raises OutsideError with the command that installs it."""
     try:
@@ -289,5 +306,5 @@ def _patient(url: str) -> dict[str, Any]:
     return {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0]

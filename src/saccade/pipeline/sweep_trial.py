@@ -1,9 +1,10 @@
 """One trial of a sweep: the program that runs it, and the reports it makes while it runs.
 
 A plan and a trial's values flow in; words, environment and files flow out. An ordinary trial is
-`saccade train` (or `saccade launch`, for a target) and reports through its `events.jsonl`; a trial
-of a sweep with a `command` appends lines such as `{"step": 3, "accuracy": 0.8}` to `${reports}`.
-Left out: starting and stopping it (`sweep.py`).
+`saccade train` (or `saccade launch`, for a target, which brings the run and its log into the
+trial's folder) and reports through its `events.jsonl`; a trial of a sweep with a `command` appends
+lines such as `{"step": 3, "accuracy": 0.8}` to `${reports}`. Left out: starting and stopping it
+(`sweep.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from saccade.config.errors import InputError
 from saccade.config.resolve import to_yaml
 from saccade.pipeline.execute import own_programs
 from saccade.pipeline.sweep_plan import SweepPlan
+from saccade.pipeline.targets import launch_words
 from saccade.training.rundir import RunDir, write_atomically
 
 PLACE = re.compile(r"\$\{([a-z]+)(?:\.([^}]+))?\}")
@@ -109,9 +111,10 @@ def train_words(plan: SweepPlan, config: Path) -> list[str]:
     saccade = [sys.executable, "-m", "saccade.cli"]
     if plan.sweep.target == "local":
         return [*saccade, "train", "--config", str(config)]
-    token = f"{plan.sweep.name}-{config.parent.name}"
-    target = ["--target", plan.sweep.target, "--token", token, "--yes"]
-    return [*saccade, "launch", "--config", str(config), *target]
+    return launch_words(
+        config, target=plan.sweep.target, token=f"{plan.sweep.name}-{config.parent.name}",
+        to=config.parent,
+    )  # fmt: skip
 
 
 def cancel_words(plan: SweepPlan, *, number: int) -> Sequence[str]:
@@ -119,7 +122,8 @@ def cancel_words(plan: SweepPlan, *, number: int) -> Sequence[str]:
     if plan.sweep.command or plan.sweep.target == "local":
         return ()
     root = ["--root", str(plan.folder)]
-    return [sys.executable, "-m", "saccade.cli", "cancel", f"trial-{number}", *root, "--yes"]
+    run = plan.run_name(number)
+    return [sys.executable, "-m", "saccade.cli", "cancel", run, *root, "--yes"]
 
 
 def final_value(plan: SweepPlan, *, number: int, reports: Reports) -> float | None:

@@ -1,18 +1,28 @@
 """A stage as a job on a launch target: `saccade launch` does it, this waits for it.
 
-The stage's context flows in; the run directory, brought back by the launch, flows out. Everything
-about machines, prices and supervision is the launch's; the token makes the same stage the same
-job, so calling again continues it and never starts a second one.
+The stage's context flows in, its inputs go along with the job; the run directory, brought into the
+stage's folder by the launch, flows out. Everything about machines, prices and supervision is the
+launch's; the token makes the same stage the same job, so calling again continues it and never
+starts a second one.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from saccade.config.errors import InputError, OutsideError, Preempted
 from saccade.config.resolve import to_yaml
 from saccade.pipeline.stages import StageContext, StageFailed, StageResult, run_command
 from saccade.training.rundir import RunDir, write_atomically
+
+TOKEN_LENGTH = 40
+"""Longest token of a launch."""
+TOKEN_DIGITS = 8
 
 
 def run_on_target(context: StageContext) -> StageResult:
@@ -21,9 +31,13 @@ def run_on_target(context: StageContext) -> StageResult:
     run, name = RunDir.of(context.resolved.config), context.stage.name
     config = context.folder / "launch.yaml"
     write_atomically(config, to_yaml(context.resolved.config))
-    words = [sys.executable, "-m", "saccade.cli", "launch", "--config", str(config)]
-    words += ["--target", str(context.stage.target.value), "--token", run.path.name, "--yes"]
-    code = run_command(words, context=context)
+    words = launch_words(
+        config, target=str(context.stage.target.value), token=run.path.name, to=run.path,
+        inputs=_named(context),
+    )  # fmt: skip
+    # the file is complete: neither .training nor the environment may change what the stage says
+    env = dict(context.env) | {"SACCADE_CONFIG": str(config)}
+    code = run_command(words, context=replace(context, env=env))
     done = run.done()
     if code == 0 and done is not None:
         return StageResult(done["metrics"], {"model": run.path / "model", "run": run.path})
@@ -34,3 +48,28 @@ def run_on_target(context: StageContext) -> StageResult:
         f"{context.stage.target.where}: {name}: `saccade launch` ended with {code}"
         f"{'' if code else ', but the run is not finished'}; its messages stand above"
     )
+
+
+def _named(context: StageContext) -> list[Path]:
+    """The inputs that the stage's settings read; one that only orders the stages stays here."""
+    assert context.resolved is not None
+    texts = [str(value) for value in context.resolved.values().values()]
+    return [path for path in context.inputs.values() if any(str(path) in text for text in texts)]
+
+
+def launch_words(
+    config: Path, *, target: str, token: str, to: Path, inputs: Sequence[Path] = ()
+) -> list[str]:
+    """`saccade launch` for a file, with its run brought into the folder `to`."""
+    saccade = [sys.executable, "-m", "saccade.cli", "launch", "--config", str(config)]
+    saccade += [word for path in inputs for word in ("--input", str(path))]
+    return [*saccade, "--target", target, "--token", as_token(token), "--to", str(to), "--yes"]
+
+
+def as_token(name: str) -> str:
+    """A name as a launch's token: itself where it may be one, else its beginning and a hash."""
+    plain = re.sub(r"[^a-z0-9-]", "-", name.lower())
+    if plain == name and len(name) <= TOKEN_LENGTH:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:TOKEN_DIGITS]
+    return f"{plain[: TOKEN_LENGTH - TOKEN_DIGITS - 1]}-{digest}"

@@ -77,12 +77,13 @@ def normalise_evalai(text: str) -> str:
 
 
 def vqa_official(prediction: str, people: Sequence[str]) -> float:
-    """VQA accuracy as the challenge's script computes it (GT-Vision-Lab/VQA at a013f00).
+    """VQA accuracy as the challenge's script computes it (github.com/GT-Vision-Lab/VQA).
 
     Where people differ, the prediction and all their answers are normalised. Where all of them
-    agree nobody's words are touched (its authors' reason: text read off an image), so there "Yes."
-    is no match for ten times "yes". The script's earlier form, which other tools still carry,
-    normalised the prediction always and of people's answers only the punctuation.
+    agree nobody's words are touched, so there "Yes." is no match for ten times "yes"; the authors
+    confirm that it is meant (issue 14 of that repository: text read off an image). This is the
+    script's present form. Its first, which several tools still carry, normalised every prediction
+    but of people's answers only the punctuation.
     """
     said = _one_line(prediction).strip()
     given = [_one_line(one).strip() for one in people]

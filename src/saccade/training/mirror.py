@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ from saccade.training.checkpoints import (
     step_of,
     verify,
 )
+from saccade.training.finals import Brought, bring_finals
+from saccade.training.inputs import placed
 from saccade.training.rundir import RunDir, is_free, write_atomically
 from saccade.training.store import Store, Stored, StoreError, file_sha256, open_store, safe_name
 
@@ -63,12 +65,17 @@ class Uploaded:
 class Mirror:
     """One run in one store."""
 
-    def __init__(self, store: Store, *, run: RunDir, name: str, keep: int) -> None:
+    def __init__(
+        self, store: Store, *, run: RunDir, name: str, keep: int,
+        homes: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.store = store
         self.run = run
         self.home = f"runs/{safe_name(name)}"
         self.checkpoints = f"attempts/{name}/checkpoints"
         self.keep = keep
+        self.homes = homes or {}
+        """Where on this machine the run's inputs are, by their place in the store."""
 
     def done(self) -> dict[str, Any] | None:
         """What DONE in the store says, or None."""
@@ -84,16 +91,20 @@ class Mirror:
         """
         if self.run.done() is not None:
             return
-        self._refuse_another_run()
+        self.refuse_another_run()
         if self.done() is not None:
-            self._pull_finals()
+            self.pull_finals(say=say)
             say(f"{self.run.path}: the finished run was fetched from {self.store.address}")
             return
+        self.pull_origin()
+        self._pull_newest(say, warn)
+
+    def pull_origin(self) -> None:
+        """Bring what identifies the run, where it is not here yet."""
         for name in SMALL_FILES:
             content = None if self._here(name).is_file() else self._read(name)
             if content is not None:
                 write_atomically(self._here(name), content)
-        self._pull_newest(say, warn)
 
     def fetch_checkpoint(self, step: int) -> str | None:
         """Bring one checkpoint here; returns what is wrong with it, if anything."""
@@ -122,43 +133,36 @@ class Mirror:
                 break
             damage = self.fetch_checkpoint(step)
             if damage is None:
-                self._pull_events()
+                self.pull_events()
                 say(f"step {step} was fetched from {self.store.address}")
                 return
             warn(f"damaged checkpoint in {self.store.address}: {damage}")
         if not self.run.events_file.is_file():
-            self._pull_events()
+            self.pull_events()
 
-    def _pull_events(self) -> None:
+    def pull_events(self) -> None:
+        """Bring the event log as the store has it."""
         content = self._read("events.jsonl")
         if content is not None:
             write_atomically(self.run.events_file, content)
 
-    def _pull_finals(self) -> None:
-        listing = self.store.read(f"{self.home}/final/{CHECKSUMS}") or b'{"files": {}}'
-        for name, entry in json.loads(listing)["files"].items():
-            target = self._here(safe_name(name))
-            if target.is_file() and file_sha256(target) == entry["sha256"]:
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            aside = target.with_name(f".tmp-{os.getpid()}-{target.name}")
-            self.store.fetch(f"{self.home}/final/{name}", aside)
-            if file_sha256(aside) != entry["sha256"]:
-                aside.unlink()
-                raise StoreError(
-                    f"{self.store.address}/{self.home}/final/{name}: differs from its checksum"
-                    "\n  fix: train again under another run.name, or restore the object"
-                )
-            aside.replace(target)
+    def pull_finals(self, *, say: Say) -> Brought:
+        """Bring the finished run here, every file checked; DONE last."""
+        brought = bring_finals(
+            self.store, final=f"{self.home}/final", folder=self.run.path, say=say
+        )
         write_atomically(self.run.done_file, self._read(DONE) or "")
+        return brought
 
-    def _refuse_another_run(self) -> None:
+    def refuse_another_run(self) -> None:
         """The store's run and the one here must be the same training."""
         stored = self._read("config.yaml")
         if stored is None or not self.run.config_file.is_file():
             return
-        there = flatten(yaml.safe_load(stored))
-        here = flatten(yaml.safe_load(self.run.config_file.read_text("utf-8")))
+        there, here = (
+            placed(flatten(yaml.safe_load(text)), homes=self.homes)
+            for text in (stored, self.run.config_file.read_text("utf-8"))
+        )
         different = [
             f"\n  {key}: {there.get(key)!r} there, {here.get(key)!r} here"
             for key in sorted({*there, *here})

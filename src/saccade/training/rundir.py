@@ -24,6 +24,7 @@ from saccade.config.errors import InputError, OutsideError
 from saccade.config.resolve import Resolved, flatten, to_yaml
 from saccade.config.schema import Config
 from saccade.training.checkpoints import newest_good
+from saccade.training.inputs import placed
 
 FREE_KEYS = (
     "run.name", "run.root", "run.store", "run.heartbeat_seconds", "model.device", "data.eval",
@@ -49,6 +50,8 @@ MEASURING_KEYS = (
 
 LOCK_PATIENCE_SECONDS = 20.0
 """How long to wait for data-loading processes that outlive a killed owner of the lock."""
+TRAINING = "training into"
+"""What the owner of a run's lock does with the run directory, unless it says otherwise."""
 GRACE_SECONDS = 1.0
 """How long an owner that was just killed may take to be gone."""
 
@@ -136,7 +139,12 @@ class RunDir:
             for key in sorted({*before, *now})
             if before.get(key) != now.get(key)
         }
-        locked = {key: pair for key, pair in changed.items() if not is_free(key)}
+        # an input lies in another folder on each machine; what it holds is in its name
+        locked = {
+            key: pair
+            for key, pair in changed.items()
+            if not is_free(key) and placed(pair[0]) != placed(pair[1])
+        }
         if locked:
             lines = "".join(f"\n  {key}: {was!r} -> {now!r}" for key, (was, now) in locked.items())
             raise InputError(
@@ -176,13 +184,13 @@ class RunDir:
         return newest_good(self.checkpoints).folder
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold this run for one training process; raises InputError when another has it."""
+    def lock(self, *, doing: str = TRAINING) -> Iterator[None]:
+        """Hold this run for one process; raises InputError when another has it, saying what for."""
         descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             self._acquire(descriptor)
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            os.pwrite(descriptor, f"{os.getpid()} {doing}\n".encode(), 0)
             yield
         finally:
             os.close(descriptor)
@@ -193,13 +201,14 @@ class RunDir:
             try:
                 return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+                said = os.pread(descriptor, 80, 0).decode(errors="replace").strip()
+                owner, _, doing = said.partition(" ")
                 # workers forked by a killed owner hold its lock until they notice, seconds later
                 patience = LOCK_PATIENCE_SECONDS if _is_gone(owner) else GRACE_SECONDS
                 if time.monotonic() - started > patience:
                     raise InputError(
-                        f"{self.path}: another process (pid {owner or 'unknown'}) is training"
-                        " into this run directory"
+                        f"{self.path}: another process (pid {owner or 'unknown'}) is"
+                        f" {doing or TRAINING} this run directory"
                         "\n  fix: wait for it or stop it, or start another run with run.name=NAME"
                     ) from error
             time.sleep(0.1)

@@ -40,14 +40,19 @@ LARGEST_CELLS = 324
 """A scene drawn smaller starts from one that is larger by as much, but never above this area."""
 LEGIBLE_SCALE = 0.4
 """Below this scale digits and words are a smudge, and no cell is said to show one."""
+PLACES = 16
+"""Parts of the picture's height and width in which a thing's cells are told to lie."""
 CELL_TARGETS = {
     "category": 4,
     "shape": 1 + len(SHAPES),
     "color": 1 + len(COLORS),
     "digit": 11,
     "word": 1 + len(WORDS),
+    "row": 1 + PLACES,
+    "column": 1 + PLACES,
 }
-"""What a cell may show, as class counts; class 0 is "nothing of that kind"."""
+"""What a cell may show, as class counts; class 0 is "nothing of that kind". Where a thing lies is
+asked too: a tower that is asked for content alone throws its cells' positions away."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,7 @@ def _place(
     for number in range(signs):
         w, h = (2 * round(rng.uniform(*span) * half) for span in ((3.4, 4.4), (1.7, 2.2)))
         put(
-            w, h, category="sign",
+            min(w, width), h, category="sign",
             color=COLORS[frame_colors[number]], word=WORDS[words[number]],
         )  # fmt: skip
     two = rng.permutation(len(COLORS))[:2]
@@ -279,6 +284,10 @@ def cell_targets(scene: Scene) -> dict[str, list[int]]:
             for cell in cells:
                 for name, label in labels.items():
                     targets[name][cell] = label
+    rows, columns = scene.grid
+    for cell in (cell for cell, category in enumerate(targets["category"]) if category):
+        targets["row"][cell] = 1 + PLACES * (cell // columns) // rows
+        targets["column"][cell] = 1 + PLACES * (cell % columns) // columns
     return targets
 
 

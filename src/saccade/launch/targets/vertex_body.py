@@ -107,6 +107,8 @@ def environment(spec: JobSpec, *, gpus: int) -> dict[str, str]:
         "SACCADE_SECRETS": ",".join(f"{name}={at}" for name, at in sorted(spec.secrets.items())),
         "SACCADE_GPUS": str(gpus),
     }
+    if spec.inputs:
+        made["SACCADE_INPUTS"] = ",".join(sorted({place.split("/")[1] for place in spec.inputs}))
     for name in spec.env:
         if _SECRET_NAME.search(name) and name not in made:
             raise InputError(

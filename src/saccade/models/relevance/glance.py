@@ -4,9 +4,10 @@ Two placements choose cells first and encode only those. `pixels` judges by text
 the means of its surroundings, and by the tower's patch embedding of its pixels: one linear map,
 before any block. `glance` encodes a small preview of the image, spreads its tokens over the full
 grid, and adds the textures and a summary of the cell's patch embeddings, so that it knows what the
-region is and what the cell itself is like; the preview's tokens stay in the sequence as coarse
-context, each at the centre of the area it shows, in the frame of the full image. In go
-patch rows and grids, out come features per cell of the *full* grid, and the preview's tokens.
+region is and what the cell itself is like. The preview's tokens stay in the sequence as coarse
+context for the places where no cell was chosen, each at the centre of the area it shows, in the
+frame of the full image: a thing that is read twice is counted twice. In go patch rows and grids,
+out come features per cell of the *full* grid, and the preview's tokens.
 Left out: the tower itself (`vision.py`), and what is done with the choice (`reduce.py`).
 
 Shapes: N cells of all images, H x W cells of one image, M preview cells of one image, P patches of
@@ -15,6 +16,7 @@ a cell, D width, C texture channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +42,16 @@ def cell_width(base: Any, *, placement: str) -> int:
     if placement == "glance":
         return base.config.text_config.hidden_size + 2 * vision.hidden_size + TEXTURE_WIDTH
     return vision.hidden_size * vision.spatial_merge_size**2 + TEXTURE_WIDTH
+
+
+def measured_width(base: Any, *, placement: str) -> int:
+    """How many of these values information and salience measure, counted from the first.
+
+    What stands out in a preview are things; among the patches and textures beside it, edges.
+    """
+    if placement == "glance":
+        return base.config.text_config.hidden_size
+    return cell_width(base, placement=placement)
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,14 @@ def take_preview(
     encoded = encode_images(base, torch.cat([pixels for pixels, _ in small]), sizes)
     merge = layout.merge
     return Preview(encoded.tokens, tuple((h // merge, w // merge) for _, (_, h, w) in small))
+
+
+def uncovered(preview: Preview, keeps: Sequence[Tensor]) -> list[Tensor]:
+    """[M] per image: True for the preview's cells in whose area no cell of `keeps` [H, W] lies."""
+    return [
+        F.adaptive_max_pool2d(keep_HW[None].float(), size)[0].flatten() == 0
+        for keep_HW, size in zip(keeps, preview.sizes, strict=True)
+    ]
 
 
 def texture_features(textures: Textures, grid: CellGrid) -> Tensor:

@@ -24,13 +24,15 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from saccade.config.schema import Config
 from saccade.models.losses import SupervisedLoss, supervised_loss
 from saccade.models.relevance.allocate import top_k
 from saccade.models.relevance.gates import soft_choice
+from saccade.models.relevance.glance import uncovered
 from saccade.models.relevance.model import Gated, RelevanceModel, VisualFeatures
-from saccade.models.relevance.prune import ImageTokens
+from saccade.models.relevance.prune import ImageTokens, LanguageInputs
 from saccade.models.relevance.reduce import put_preview
 
 SQRT_FLOOR = 1e-6
@@ -116,15 +118,35 @@ def softened(
     kept_I = torch.tensor(kept, device=model.device)
     soft_N = soft_choice(scored, grid, kept_I=kept_I, temperature=temperature)
     inputs = replace(inputs, images=change(inputs.images, soft_N.split(grid.counts)))
-    if features.preview is not None:  # the preview's tokens are never dropped, so never changed
+    hard_N = top_k(scored.logits_N, cells=grid.counts, kept=kept)
+    if features.preview is not None:
         inputs = put_preview(model, features, inputs, short=[True] * len(kept))
+        inputs = _hide_covered(model, features, inputs, hard_N=hard_N)
     return Gated(
         scored=scored,
-        hard_N=top_k(scored.logits_N, cells=grid.counts, kept=kept),
+        hard_N=hard_N,
         soft_N=soft_N,
         kept_I=kept_I,
         inputs=inputs,
         arguments=inputs.forward_arguments(),
+    )
+
+
+def _hide_covered(
+    model: RelevanceModel, features: VisualFeatures, inputs: LanguageInputs, *, hard_N: Tensor
+) -> LanguageInputs:
+    """Mask the preview's tokens where cells were chosen, as dropping them would."""
+    assert features.preview is not None
+    keeps = features.grid.split(hard_N)
+    rest = uncovered(features.preview, keeps)
+    seen_N = torch.cat(
+        [F.pad(a, (0, b.numel()), value=True) for a, b in zip(rest, keeps, strict=True)]
+    )
+    mask_BS = inputs.attention_mask_BS
+    image_BS = inputs.input_ids_BS == model.markers.image
+    return replace(
+        inputs,
+        attention_mask_BS=mask_BS.masked_scatter(image_BS, seen_N.to(mask_BS.dtype)),
     )
 
 

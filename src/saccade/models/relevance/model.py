@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
@@ -58,11 +57,13 @@ from saccade.models.relevance.gates import (
 from saccade.models.relevance.glance import (
     Preview,
     cell_width,
+    measured_width,
     patch_features,
     patch_summary,
     preview_features,
     take_preview,
     texture_features,
+    uncovered,
 )
 from saccade.models.relevance.grids import CellGrid
 from saccade.models.relevance.prune import (
@@ -119,7 +120,12 @@ class RelevanceModel(DropIn):
             self.selector = (
                 GatedSelector(feature_width=cells)
                 if config.kind == "gated"
-                else RelevanceSelector(config, feature_width=cells, embedding_width=width)
+                else RelevanceSelector(
+                    config,
+                    feature_width=cells,
+                    embedding_width=width,
+                    measured_width=measured_width(self.base, placement=config.placement),
+                )
             )
         self.selector.to(self.base.device)
         self.feature_cache: FeatureCache | None = None
@@ -352,8 +358,8 @@ class RelevanceModel(DropIn):
         gates = list(gate_N.split(grid.counts))
         if features.preview is not None:
             inputs = put_preview(self, features, inputs, short=[True] * len(kept))
-            counts = features.preview.counts
-            gates = [F.pad(gate, (n, 0), value=1.0) for gate, n in zip(gates, counts, strict=True)]
+            rest = uncovered(features.preview, grid.split(hard_N))
+            gates = [torch.cat([a.to(b), b]) for a, b in zip(rest, gates, strict=True)]
         return Gated(
             scored=scored,
             hard_N=hard_N,

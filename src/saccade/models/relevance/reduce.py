@@ -25,7 +25,7 @@ from saccade.models.relevance import baselines, peers
 from saccade.models.relevance.allocate import lattice, top_k
 from saccade.models.relevance.baselines import ArmInfo
 from saccade.models.relevance.detail import plan_detail
-from saccade.models.relevance.glance import preview_positions
+from saccade.models.relevance.glance import preview_positions, uncovered
 from saccade.models.relevance.grids import CellGrid
 from saccade.models.relevance.prune import (
     ImageTokens,
@@ -186,11 +186,13 @@ def _choose_early(
     if preview is not None:
         short = [not bool(keep_HW.all()) for keep_HW in keeps]
         inputs = put_preview(model, features, inputs, short=short)
-        context = [n if s else 0 for n, s in zip(preview.counts, short, strict=True)]
-        stay_N = torch.cat(
-            [F.pad(k.flatten(), (n, 0), value=True) for k, n in zip(keeps, context, strict=True)]
-        )
-        before = preview.tokens.map(lambda i, rows: rows[: context[i]])
+        rest = [
+            open_M[: None if wanted else 0]
+            for open_M, wanted in zip(uncovered(preview, keeps), short, strict=True)
+        ]
+        context = [int(open_M.sum()) for open_M in rest]
+        stay_N = torch.cat([torch.cat([a, b.flatten()]) for a, b in zip(rest, keeps, strict=True)])
+        before = preview.tokens.map(lambda i, rows: rows[: len(rest[i])][rest[i]])
     images = features.view.encode(keep_N)
     inputs = drop_tokens(inputs, stay_N, image_token=markers.image, pad_token=markers.pad)
     chosen = [

@@ -59,8 +59,17 @@ class Scored:
 class RelevanceSelector(nn.Module):
     """Scores every cell of every image for the question asked about it."""
 
-    def __init__(self, config: SelectorConfig, *, feature_width: int, embedding_width: int) -> None:
+    def __init__(
+        self,
+        config: SelectorConfig,
+        *,
+        feature_width: int,
+        embedding_width: int,
+        measured_width: int | None = None,
+    ) -> None:
+        """`measured_width`: leading features that information and salience read; default all."""
         super().__init__()
+        self.measured = feature_width if measured_width is None else measured_width
         self.names = tuple(name for name in SCORE_NAMES if name in config.scores)
         width = config.width
         self.pixels = config.textures == "all"
@@ -172,10 +181,11 @@ class RelevanceSelector(nn.Module):
             return grid.pad(values_N[:, None].to(features.dtype))[..., 0]
 
         score, valid = self.scores[name], grid.valid_IHW
+        measured = features[..., : self.measured]
         if name == "information":
             found = (textures.bits_N, textures.channel("entropy")) if self.pixels else ()
-            return score(features, pixel_maps=[plane(one) for one in found], valid_IHW=valid)
+            return score(measured, pixel_maps=[plane(one) for one in found], valid_IHW=valid)
         if name == "salience":
             found = (textures.channel("saliency"), textures.rarity_N) if self.pixels else ()
-            return score(features, pixel_maps=[plane(one) for one in found], valid_IHW=valid)
+            return score(measured, pixel_maps=[plane(one) for one in found], valid_IHW=valid)
         return score(features, states_ITW=states_ITW, present_IT=present_IT, valid_IHW=valid)

@@ -107,6 +107,7 @@ class ImageView:
     def _distinct_image(self, image: int) -> tuple[Tensor, Tensor]:
         return self._distinct_rows[image], self.distinct_grid_J3[image : image + 1]
 
+    @torch.no_grad()
     def encode(self, keep_C: Tensor) -> ImageTokens:
         """The chosen cells alone; images of one batch may differ in what is chosen."""
         return encode_cells(self.base, self.pixels_ND, self.grid_I3, keep_C)
@@ -149,7 +150,6 @@ def encode_images(
     return EncodedImages(tokens, pixels_ND, grid_J3, distinct_of)
 
 
-@torch.no_grad()
 def encode_cells(base: Any, pixels_ND: Tensor, grid_I3: Tensor, keep_C: Tensor) -> ImageTokens:
     """Tokens of the cells where `keep_C` (all images packed) is True; at least one per image.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from saccade.config.schema import Config
 from saccade.data.chat import ChatRenderer
 from saccade.data.samples import Sample
 from saccade.models.backbone import Backbone, load_backbone, pick_device
+from saccade.models.projector import parts_of
 from saccade.models.recompute import recomputed_layers
 from saccade.models.relevance import storage
 from saccade.models.relevance.dropin import passed_on, refuse_vision_training
@@ -58,9 +59,16 @@ class Learner:
     """A model of which the adapters, or the whole language model, learn."""
 
     def __init__(
-        self, config: Config, *, lora: bool, selector: str | None, vision: bool = False
+        self,
+        config: Config,
+        *,
+        lora: bool,
+        selector: str | None,
+        vision: bool = False,
+        parts: Sequence[str] = (),
     ) -> None:
         self.config, self.lora, self.selector, self.vision = config, lora, selector, vision
+        self.parts = list(parts)
         settings = config.model
         if not lora and settings.dtype == "auto":
             # full fine-tuning moves weights by less than bfloat16 can tell apart
@@ -76,10 +84,22 @@ class Learner:
         else:
             self.base.requires_grad_(True)
             self.base.model.visual.requires_grad_(vision)
+            self._only_parts_learn()
         self.model: Any = PlainModel(self.base)
         if selector is not None:
             self.model = load_selector(config, selector, backbone=backbone)
             refuse_vision_training(self.base)
+
+    def _only_parts_learn(self) -> None:
+        if self.parts:
+            self.base.requires_grad_(False)
+            for parameter in parts_of(self.base, self.parts).values():
+                parameter.requires_grad_(True)
+
+    @property
+    def _sees(self) -> bool:
+        """Whether anything in front of the language model learns."""
+        return any(parameter.requires_grad for parameter in self.base.model.visual.parameters())
 
     # reading -----------------------------------------------------------------------------------
 
@@ -104,7 +124,7 @@ class Learner:
                 ids_BL, mm_token_type_ids=inputs["mm_token_type_ids"], image_grid_thw=grid_I3,
                 attention_mask=mask,
             )  # fmt: skip
-        if self.vision:
+        if self._sees:
             images = self.base.model.get_image_features(pixels_ND, grid_I3, return_dict=True)
         else:
             images = encode_images(self.base, pixels_ND, grid_I3).tokens.encoder_output()
@@ -187,7 +207,9 @@ class Learner:
         dtype = str(self.base.dtype).removeprefix("torch.")
         place = self.config.model.model_copy(update={"device": "cpu", "dtype": dtype})
         config = self.config.model_copy(update={"model": place})
-        return Learner(config, lora=self.lora, selector=self.selector, vision=self.vision)
+        return Learner(
+            config, lora=self.lora, selector=self.selector, vision=self.vision, parts=self.parts
+        )
 
     def input_model(self) -> Learner:
         """The model as it was at the start, loaded anew (where no adapter can be switched off)."""

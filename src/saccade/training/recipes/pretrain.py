@@ -60,7 +60,8 @@ class PhasedSource:
         self.source = source
         self.ends = ends
         self.per_step = per_step
-        kept = {quality: _good_groups(source, at_least=quality) for quality in set(least)}
+        values = _qualities(source) if max(least) > 0 else []  # reads every pair: once a run
+        kept = {q: _good_groups(source, values=values, at_least=q) for q in set(least)}
         orders = {q: SampleOrder(g, seed=seed, keep_order=False) for q, g in kept.items()}
         self._orders = [orders[quality] for quality in least]
 
@@ -431,11 +432,14 @@ def _joined(config: Config) -> Backbone:
     return backbone
 
 
-def _good_groups(source: SampleSource, *, at_least: float) -> list[list[int]]:
+def _qualities(source: SampleSource) -> list[float]:
+    known = getattr(source, "qualities", None)
+    return list(known()) if known else [_quality(source, i) for i in range(len(source))]
+
+
+def _good_groups(source: SampleSource, *, values: list[float], at_least: float) -> list[list[int]]:
     if at_least <= 0:
         return source.groups()
-    qualities = getattr(source, "qualities", None)
-    values = list(qualities()) if qualities else [_quality(source, i) for i in range(len(source))]
     kept = [[i for i in group if values[i] >= at_least] for group in source.groups()]
     kept = [group for group in kept if group]
     if not kept:

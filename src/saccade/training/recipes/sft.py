@@ -43,6 +43,7 @@ class SftRecipe:
             lora=settings.adapter == "lora",
             selector=settings.selector,
             vision=settings.vision,
+            parts=settings.train,
         )
         self.model: nn.Module = self.learner.model
         self.processor = self.learner.processor
