@@ -5,10 +5,12 @@ same operations in every step of training, equally many steps, one step of think
 trained through the real command line, once per seed, and scored on puzzles whose solutions were
 never trained on. A table of exact accuracy per step of thinking and three bars flow out; a bar that
 is not met makes the exit code 1. Runs are kept, so a second call only measures. `--speed` prints
-training steps per second and peak memory against batch and cycles instead.
+training steps per second and peak memory against batch and cycles instead, `--extras` what each
+extra costs.
 
     python benchmarks/recursion.py --seeds 0,1,2
     python benchmarks/recursion.py --speed
+    python benchmarks/recursion.py --extras
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ SHOWN = (1, 2, 4, 8, 16)
 JUDGED_STEP = 8
 LEAST_ACCURACY, LEAST_GAIN = 0.90, 0.30
 SPEED_STEPS = 5
+EXTRAS = ("", "planning", "memory", "codebook", "mtp", "distill", "q_halting", "cheap")
 BATCHES, CYCLES = (16, 64, 256), ((1, 2), (2, 2), (3, 6))
 
 
@@ -93,9 +96,12 @@ def table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     return ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
 
 
-def step_cost(*, batch: int, cycles: int, inner: int, device: str) -> tuple[float, float]:
+def step_cost(
+    *, batch: int, cycles: int, inner: int, device: str, extra: str = ""
+) -> tuple[float, float]:
     """Training steps per second and peak memory in MB, measured in a process of its own."""
-    here = [sys.executable, str(Path(__file__)), "--one", f"{batch},{cycles},{inner},{device}"]
+    case = f"{batch},{cycles},{inner},{extra},{device}"
+    here = [sys.executable, str(Path(__file__)), "--one", case]
     found = json.loads(subprocess.run(here, stdout=subprocess.PIPE, text=True, check=True).stdout)
     return found["steps_per_s"], found["megabytes"]
 
@@ -108,11 +114,13 @@ def measure_one(text: str) -> dict[str, float]:
     from saccade.models.recursion.model import Geometry, RecursiveModel
     from saccade.training.adam_atan2 import AdamAtan2
 
-    *numbers, device = text.split(",")
+    *numbers, extra, device = text.split(",")
     batch, cycles, inner = map(int, numbers)
-    config = RecursionConfig(
+    plain = RecursionConfig(
         width=96, mixer="mlp", positions="none", ffn_multiple=32, cycles=cycles, inner_cycles=inner
     )
+    switched = {extra: {"enabled": True}} if extra else {}
+    config = RecursionConfig.model_validate({**plain.model_dump(), **switched})
     model = RecursiveModel(config, Geometry(36, 8)).to(device)
     optimizer = AdamAtan2(model.parameters(), lr=1e-4)
     ids = torch.randint(1, 8, (batch, 36), device=device)
@@ -125,7 +133,8 @@ def measure_one(text: str) -> dict[str, float]:
             started = time.perf_counter()
         carry, _, losses = model.step(carry, least_B=least_B)
         optimizer.zero_grad()
-        (losses.answer_B.mean() + losses.halt_B.mean()).backward()
+        more = sum(term_B.mean() for term_B in losses.extras.values())
+        (losses.answer_B.mean() + losses.halt_B.mean() + more).backward()
         optimizer.step()
         float(carry.steps[0])  # waits for the device
     seconds = time.perf_counter() - started
@@ -140,6 +149,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="0", help="training seeds, as 0,1,2")
     parser.add_argument("--root", type=Path, default=Path("runs/recursion-benchmark"))
     parser.add_argument("--speed", action="store_true", help="measure steps per second instead")
+    parser.add_argument("--extras", action="store_true", help="measure what each extra costs")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="key=value for every training")
@@ -154,6 +164,13 @@ def main() -> int:
             for batch in BATCHES:
                 rate, size = step_cost(batch=batch, cycles=cycles, inner=inner, device=args.device)
                 print(f"T={cycles} n={inner} batch {batch:4d}: {rate:6.2f} steps/s {size:7.0f} MB")
+        return 0
+    if args.extras:
+        base = 0.0
+        for extra in EXTRAS:
+            rate, size = step_cost(batch=64, cycles=1, inner=2, device=args.device, extra=extra)
+            base = base or rate
+            print(f"{extra or 'plain':10s} {rate:6.2f} steps/s  x{base / rate:.2f} {size:7.0f} MB")
         return 0
     seeds = [int(one) for one in args.seeds.split(",")]
     results: dict[str, list[dict[str, Any]]] = {

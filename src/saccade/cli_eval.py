@@ -115,7 +115,12 @@ def _score(opened: RunDir, *, rejudge: bool, **wanted: Any) -> tuple[dict[str, A
     else:
         with out.progress_bar() as progress:
             result = worker.evaluate_run(opened, progress=progress, **wanted)
+    if result.get("recipe") == "thoughts":
+        from saccade.evaluation.reasoning import reasoning_table
+
+        return result, reasoning_table(result)
     if result.get("recipe") == "recursion":
+        out.show_note(f"pictures: {opened.figures}/thinking.png, puzzle.png, puzzle.gif")
         return result, thinking_table(result)
     table = evaluation_table(result)
     return result, Group(table, scores_table(result)) if result["scores"] else table

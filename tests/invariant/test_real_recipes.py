@@ -36,6 +36,9 @@ RECIPES = (
     "smoke/dpo",
     "smoke/recursion",
     "smoke/recursion recursion.mixer=attention recursion.positions=learned",
+    "smoke/thoughts",
+    "smoke/recursion recursion.memory.enabled=true recursion.codebook.enabled=true",
+    "smoke/recursion recursion.q_halting.enabled=true recursion.cheap.enabled=true",
 )
 COMMON = (
     "training.threads=1",

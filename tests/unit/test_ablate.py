@@ -63,7 +63,9 @@ def resolver(tmp_path: Path, *overrides: str) -> Any:
 def test_every_packaged_ablation_resolves_to_different_configurations(
     recipe: str, tmp_path: Path
 ) -> None:
-    plan = plan_ablation(find_ablation(recipe), resolve=resolver(tmp_path), seeds=[0, 1])
+    overrides = [f"run.root={tmp_path / 'runs'}"]
+    own = functools.partial(resolve, recipe, overrides=overrides)
+    plan = plan_ablation(find_ablation(recipe), resolve=own, seeds=[0, 1])
     assert len({trial.key for trial in plan.trials}) == len(plan.trials)
     assert all(variant.about for variant in plan.ablation.variants)
 

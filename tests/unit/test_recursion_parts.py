@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,20 @@ from torch import Tensor
 
 from saccade.config.recursion import RecursionConfig
 from saccade.models.recursion.carry import joined, restored
-from saccade.models.recursion.core import Extra, State
+from saccade.models.recursion.core import Extra, Moment, State
 from saccade.models.recursion.halting import halted, halts_at, least_steps
 from saccade.models.recursion.model import Geometry, RecursiveModel, load_model, save_model
 from saccade.models.recursion.puzzle_embedding import PuzzleEmbedding, SignDescent
 from saccade.models.recursion.trace import trace
-from saccade.scoring.grids import StepVerdicts, by_kind, halting_step, metrics, summarise
+from saccade.scoring.grids import (
+    StepVerdicts,
+    by_kind,
+    careful_step,
+    halting_step,
+    metrics,
+    summarise,
+    tradeoff,
+)
 from saccade.training.averages import WeightAverage
 from saccade.training.batches import SampleOrder, Share
 from saccade.training.recipes.slots import SlotBatches, Slots, no_samples
@@ -193,11 +202,11 @@ class Loud(Extra):
     def inject(self, x_BSD: Tensor, state: State) -> Tensor:
         return x_BSD * (1 + self.weight)
 
-    def revise(self, state: State) -> State:
+    def revise(self, state: State, *, update: Callable[[Tensor], Tensor]) -> State:
         return State(state.y * self.weight, state.z)
 
-    def losses(self, state: State, labels_BL: Tensor) -> dict[str, Tensor]:
-        return {"loud": self.weight * torch.ones(len(labels_BL))}
+    def losses(self, moment: Moment) -> dict[str, Tensor]:
+        return {"loud": self.weight * torch.ones(len(moment.labels_BL))}
 
 
 def test_an_extra_joins_the_recursion_and_gets_gradient() -> None:
@@ -262,8 +271,22 @@ def test_scores_per_step_and_with_halting() -> None:
     assert found["accuracy_by_step"] == [0.0, 1.0, 0.5]
     assert found["cells_by_step"] == [0.25, 1.0, 0.75]
     assert found["overthinking"] == 0.5
-    assert found["halting"] == {
-        "accuracy": 0.5, "mean_steps": 2.5, "sure": 0.5, "histogram": {"1": 0, "2": 1, "3": 1},
+    stopped = {
+        "accuracy": 0.5, "mean_steps": 2.5, "histogram": {"1": 0, "2": 1, "3": 1},
     }  # fmt: skip
+    assert found["published"] == stopped
+    assert found["halting"]["mean_steps"] == 3.0  # not sure enough at the second step
+    assert found["halting"]["sure"] == 0.5
     assert by_kind(verdicts)["hard"]["accuracy"] == 0.0
     assert metrics(found)["accuracy_step_2"] == 1.0
+
+
+def test_a_careful_sample_stops_when_it_is_sure_or_settled() -> None:
+    sure = StepVerdicts([True] * 3, [1.0] * 3, [1.0, 4.0, 4.0])
+    settled = StepVerdicts([True] * 3, [1.0] * 3, [1.0, 1.0, 1.0], same=[False, True, True])
+    unsure = StepVerdicts([True] * 3, [1.0] * 3, [-1.0] * 3, same=[False, True, True])
+    steps = [careful_step(one, confidence=0.95) for one in (sure, settled, unsure)]
+    assert steps == [2, 2, 3]
+    assert careful_step(settled, confidence=0.5) == 1
+    rows = tradeoff([sure, settled, unsure])
+    assert [row["mean_steps"] for row in rows] == sorted(row["mean_steps"] for row in rows)

@@ -11,6 +11,17 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from saccade.config.nodes import Node, NonNegative, NonNegativeInt
+from saccade.config.recursion_extras import (
+    CheapConfig,
+    CodebookConfig,
+    DistillConfig,
+    FlowConfig,
+    MemoryConfig,
+    MtpConfig,
+    NoiseConfig,
+    PlanningConfig,
+    QHaltingConfig,
+)
 
 
 class RecursionConfig(Node):
@@ -44,6 +55,9 @@ class RecursionConfig(Node):
     """Chance per training step that a sample must go on for a drawn number of steps at least."""
     halt_weight: NonNegative = 0.5
     """Weight of the halting loss, which learns whether the answer is right."""
+    halt_confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.95
+    """When answering, a sample stops as soon as its answer is right with this probability, or is
+    more likely right than not and the same as one step before. Training stops at 0.5."""
     loss: Literal["stablemax", "softmax"] = "stablemax"
     """How scores become probabilities in the answer's loss."""
     optimizer: Literal["adam_atan2", "adamw"] = "adam_atan2"
@@ -61,6 +75,15 @@ class RecursionConfig(Node):
     """Peak learning rate of the puzzle embeddings (sign descent)."""
     puzzle_weight_decay: NonNegative = 0.1
     """Decoupled weight decay of the puzzle embeddings that a step touches."""
+    planning: PlanningConfig = PlanningConfig()
+    memory: MemoryConfig = MemoryConfig()
+    codebook: CodebookConfig = CodebookConfig()
+    mtp: MtpConfig = MtpConfig()
+    q_halting: QHaltingConfig = QHaltingConfig()
+    cheap: CheapConfig = CheapConfig()
+    noise: NoiseConfig = NoiseConfig()
+    distill: DistillConfig = DistillConfig()
+    flow: FlowConfig = FlowConfig()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RecursionConfig:

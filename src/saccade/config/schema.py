@@ -32,6 +32,7 @@ from saccade.config.schema_data import (
 from saccade.config.shards import ShardsConfig
 from saccade.config.stage_pretrain import PretrainConfig
 from saccade.config.stages import DpoConfig, LoraConfig, SftConfig
+from saccade.config.thoughts import ThoughtsConfig
 
 __all__ = [
     "ArchConfig",
@@ -376,7 +377,9 @@ class LaunchConfig(Node):
 class Config(Node):
     """The whole configuration of one run."""
 
-    recipe: Literal["relevance", "tiny-base", "sft", "dpo", "pretrain", "recursion"] = "relevance"
+    recipe: Literal[
+        "relevance", "tiny-base", "sft", "dpo", "pretrain", "recursion", "thoughts"
+    ] = "relevance"  # fmt: skip
     """What is trained."""
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
@@ -390,6 +393,7 @@ class Config(Node):
     sft: SftConfig = SftConfig()
     dpo: DpoConfig = DpoConfig()
     recursion: RecursionConfig = RecursionConfig()
+    thoughts: ThoughtsConfig = ThoughtsConfig()
     shards: ShardsConfig = ShardsConfig()
     eval: EvalConfig = EvalConfig()
     tracking: TrackingConfig = TrackingConfig()

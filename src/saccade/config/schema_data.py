@@ -13,6 +13,8 @@ from pydantic import Field, PositiveInt, model_validator
 from saccade.config.grids import ArcSource, ColumnsSource
 from saccade.config.nodes import Node, NonNegative, NonNegativeInt, RowField
 from saccade.config.recursion import MazeSource, SudokuSource
+from saccade.config.shards import EncodedSource
+from saccade.config.thoughts import LogicSource
 
 
 class ScenesSource(Node):
@@ -196,7 +198,7 @@ class LayoutSource(Node):
 Source = Annotated[
     ScenesSource | JsonlSource | ParquetSource | FolderSource | HubSource | LayoutSource
     | ProbingSource | CaptionsSource | PreferenceSource | SudokuSource | MazeSource
-    | ArcSource | ColumnsSource,
+    | ArcSource | ColumnsSource | EncodedSource | LogicSource,
     Field(discriminator="type"),
 ]  # fmt: skip
 

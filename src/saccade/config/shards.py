@@ -80,3 +80,18 @@ class ShardsConfig(Node):
     def drawn(self) -> tuple[ShardSource, ...]:
         """The sources, or the one that needs no files."""
         return tuple(self.sources) or (ShardSource(type="scenes"),)
+
+
+class EncodedSource(Node):
+    """Samples of a shard folder (`saccade data build shards`): capsules in, symbols asked for."""
+
+    type: Literal["shards"]
+    """Kind of source."""
+    path: Path = Path("shards")
+    """The folder."""
+    split: Literal["train", "test"] = "train"
+    """Every tenth sample is held out for `test`."""
+    symbols: bool = False
+    """Read the question's symbols, too, beside the picture; grids cannot be answered without."""
+    seed: NonNegativeInt = 0
+    """Seed of the order within a shard."""

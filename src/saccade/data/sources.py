@@ -29,6 +29,8 @@ from saccade.config.schema import (
     Source,
     SudokuSource,
 )
+from saccade.config.shards import EncodedSource
+from saccade.config.thoughts import LogicSource
 from saccade.data.rows import RowReader, image_key, match_columns
 from saccade.data.samples import DataError, Sample
 from saccade.data.tables import CsvTable, Table, open_json
@@ -134,6 +136,14 @@ def open_source(source: Source) -> SampleSource:
         from saccade.data.grids.source import ColumnPuzzles
 
         return ColumnPuzzles(source)
+    if isinstance(source, LogicSource):
+        from saccade.data.generate.logic import LogicQuestions
+
+        return LogicQuestions(source)
+    if isinstance(source, EncodedSource):
+        from saccade.data.shards.puzzles import EncodedPuzzles
+
+        return EncodedPuzzles(source)
     if isinstance(source, LayoutSource):
         from saccade.data.layouts import open_layout
 

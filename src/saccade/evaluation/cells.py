@@ -45,8 +45,10 @@ class Cell:
         return "_".join([*parts, f"s{self.seed}"])
 
 
-def budget_label(budget: Budget) -> str:
-    """A budget for people: `25%` for a share, `64 tokens` for a count."""
+def budget_label(budget: Budget | str) -> str:
+    """A budget for people: `25%` for a share, `64 tokens` for a count; words stay as they are."""
+    if isinstance(budget, str):
+        return budget
     if isinstance(budget, int):
         return f"{budget} token{'s' if budget != 1 else ''}"
     return f"{budget:.1%}".replace(".0%", "%")

@@ -185,7 +185,7 @@ def weights_folder(run: RunDir, *, checkpoint: Path | None = None) -> Path:
             )
         return checkpoint
     exported = run.path / "model"
-    cards = ("relevance.json", "config.json", "recursion.json")
+    cards = ("relevance.json", "config.json", "recursion.json", "thoughts.json")
     if any((exported / card).is_file() for card in cards):
         return exported
     newest = run.latest_checkpoint()
@@ -295,9 +295,9 @@ def load_run(run: RunDir, *, checkpoint: Path | None = None) -> LoadedRun:
     from saccade.models.relevance.model import RelevanceModel
 
     config = run.config()
-    if config.recipe == "recursion":
+    if config.recipe in ("recursion", "thoughts"):
         raise InputError(
-            f"{run.path}: a recursive model answers with grids and sees no images"
+            f"{run.path}: this model answers with symbols and sees no images"
             f"\n  fix: measure it with `saccade eval {run.path}`"
         )
     _set_threads(config, earlier=(run.provenance() or {}).get("threads"))

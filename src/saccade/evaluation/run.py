@@ -22,7 +22,7 @@ from saccade.config.errors import InputError
 from saccade.config.schema import Budget, Source
 from saccade.data.samples import DataError
 from saccade.data.sources import open_source
-from saccade.evaluation import thinking
+from saccade.evaluation import reasoning, thinking
 from saccade.evaluation.dataset_scores import dataset_scores, is_caption, judged_together
 from saccade.evaluation.load import (
     LoadedRun,
@@ -70,6 +70,10 @@ def evaluate_run(
         return thinking.evaluate_thinking(
             run, limit=limit, checkpoint=checkpoint, progress=progress
         )
+    if config.recipe == "thoughts":
+        return reasoning.evaluate_reasoning(
+            run, limit=limit, checkpoint=checkpoint, progress=progress
+        )
     loaded = load_run(run, checkpoint=checkpoint)
     arm = loaded.pick_arm(arm)
     keep = 1.0 if arm == "full" else config.selector.keep if keep is None else keep
@@ -92,6 +96,11 @@ def evaluate_run(
 
 def rejudge(run: RunDir) -> dict[str, Any]:
     """Judge the stored answers again, with the scoring rules as they are now; needs no model."""
+    if run.config().recipe == "thoughts":
+        raise InputError(
+            f"{run.path}: its answers are single symbols, judged as they are given"
+            f"\n  fix: `saccade eval {run.path}` without --rejudge"
+        )
     if run.config().recipe == "recursion":
         return thinking.rejudge_thinking(run)
     if not run.predictions_file.is_file():

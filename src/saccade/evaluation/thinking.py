@@ -8,6 +8,7 @@ step, accuracy and mean steps with halting, the halting histogram, all of it per
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 from saccade.config.errors import InputError
 from saccade.data.generate.puzzles import as_text
+from saccade.data.grids.source import ArcPuzzles
 from saccade.data.sources import open_source
 from saccade.evaluation.load import Progress, fingerprint, no_progress, weights_folder
 from saccade.evaluation.records import write_json
 from saccade.evaluation.statistics import wilson_interval
-from saccade.scoring.grids import StepVerdicts, by_kind, summarise
+from saccade.evaluation.thinking_plot import save_thinking
+from saccade.evaluation.voting import vote, voting_line
+from saccade.scoring.grids import (
+    StepVerdicts,
+    by_kind,
+    careful_step,
+    halting_step,
+    summarise,
+)
 from saccade.training.rundir import RunDir, write_atomically
 
 if TYPE_CHECKING:
@@ -29,6 +39,8 @@ if TYPE_CHECKING:
 
 UNSUPERVISED = "?"
 DECIMALS = 5
+SHOWN_AT = (1, 4)
+"""Steps of thinking that an ablation shows, besides the last."""
 
 
 def evaluate_thinking(
@@ -52,7 +64,11 @@ def evaluate_thinking(
         progress=lambda done, total: progress("thinking", done, total),
     )  # fmt: skip
     rows = [_row(sample, traced) for sample, traced in found]
-    details = {"recipe": config.recipe, "model": fingerprint(folder), "data": source.fingerprint()}
+    details: dict[str, Any] = {
+        "recipe": config.recipe, "model": fingerprint(folder), "data": source.fingerprint(),
+    }  # fmt: skip
+    if isinstance(source, ArcPuzzles):
+        details["voting"] = vote(run, source, found)
     return _write(run, rows, details)
 
 
@@ -69,7 +85,10 @@ def load_thinker(run: RunDir, folder: Path) -> RecursiveModel:
     earlier = (run.provenance() or {}).get("threads")
     torch.set_num_threads(choose_threads(config.training.threads, earlier=earlier))
     if (folder / CARD).is_file():
-        return load_model(folder)
+        model = load_model(folder)
+        # how it answers may differ from how it was trained
+        model.config = model.config.model_copy(update={"noise": config.recursion.noise})
+        return model
     recipe: Any = load_recipe(config)
     load_weights(recipe.model, checkpoint=folder)
     recipe.restore(folder)
@@ -87,7 +106,8 @@ def rejudge_thinking(run: RunDir) -> dict[str, Any]:
     lines = run.predictions_file.read_text("utf-8").splitlines()
     rows = [{**row, **_judged(row)} for row in map(json.loads, lines)]
     stored = json.loads((run.path / "evaluation.json").read_text("utf-8"))
-    return _write(run, rows, {name: stored[name] for name in ("recipe", "model", "data")})
+    kept = ("recipe", "model", "data", "voting")
+    return _write(run, rows, {name: stored[name] for name in kept if name in stored})
 
 
 def _row(sample: Sample, traced: Traced) -> dict[str, Any]:
@@ -101,6 +121,8 @@ def _row(sample: Sample, traced: Traced) -> dict[str, Any]:
         "halt": [round(one, DECIMALS) for one in traced.halt],
         "change": [round(one, DECIMALS) for one in traced.change],
     }
+    if traced.advantage:
+        row["advantage"] = [round(one, DECIMALS) for one in traced.advantage]
     return {**row, **_judged(row)}
 
 
@@ -117,16 +139,47 @@ def _judged(row: Mapping[str, Any]) -> dict[str, Any]:
 def _write(
     run: RunDir, rows: Sequence[Mapping[str, Any]], details: dict[str, Any]
 ) -> dict[str, Any]:
-    verdicts = [StepVerdicts(row["right"], row["cells"], row["halt"], row["kind"]) for row in rows]
-    summary = summarise(verdicts)
+    confidence = run.config().recursion.halt_confidence
+    verdicts = [_verdicts(row) for row in rows]
+    summary = summarise(verdicts, confidence=confidence)
     right = round(summary["accuracy"] * summary["samples"])
     low, high = wilson_interval(right, total=summary["samples"])
     result = {
-        **details, **summary, "interval": [low, high], "kinds": by_kind(verdicts), "scores": {},
+        **details, **summary, "interval": [low, high], "scores": {},
+        "kinds": by_kind(verdicts, confidence=confidence),
     }  # fmt: skip
     write_atomically(run.predictions_file, "".join(json.dumps(row) + "\n" for row in rows))
     write_json(run.path / "evaluation.json", result)
+    save_thinking(result, rows, folder=run.figures)
     return result
+
+
+def right_at(run: RunDir, result: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """For some steps, and for halting: which stored puzzles are right, by their id."""
+    rows = [json.loads(line) for line in run.predictions_file.read_text("utf-8").splitlines()]
+    last = len(rows[0]["right"])
+    confidence = result["halting"]["confidence"]
+    chosen = {f"step {n}": [n] * len(rows) for n in SHOWN_AT if n < last}
+    chosen[f"step {last}"] = [last] * len(rows)
+    verdicts = [_verdicts(row) for row in rows]
+    chosen["halting"] = [careful_step(one, confidence=confidence) for one in verdicts]
+    if "q_halting" in result:
+        chosen["halting"] = [halting_step(row["advantage"]) for row in rows]
+    return {
+        name: {row["id"]: int(row["right"][n - 1]) for row, n in zip(rows, steps, strict=True)}
+        for name, steps in chosen.items()
+    }
+
+
+def _verdicts(row: Mapping[str, Any]) -> StepVerdicts:
+    return StepVerdicts(
+        row["right"], row["cells"], row["halt"], row["kind"], same=_same(row["answers"]),
+        advantage=row.get("advantage", ()),
+    )  # fmt: skip
+
+
+def _same(answers: Sequence[str]) -> list[bool]:
+    return [False, *(a == b for a, b in itertools.pairwise(answers))]
 
 
 def thinking_table(result: Mapping[str, Any]) -> Any:
@@ -149,14 +202,23 @@ def thinking_table(result: Mapping[str, Any]) -> Any:
     return table
 
 
+def _stopped(found: Mapping[str, Any]) -> str:
+    return f"{100 * found['accuracy']:.1f} % exact in {found['mean_steps']:.2f} steps"
+
+
 def _caption(result: Mapping[str, Any]) -> str:
     halting, (low, high) = result["halting"], result["interval"]
     lines = [
         f"all steps: {100 * result['accuracy']:.1f} % exact [{100 * low:.1f}, {100 * high:.1f}]",
-        f"with halting: {100 * halting['accuracy']:.1f} % exact in {halting['mean_steps']:.2f}"
-        f" steps on average; {100 * halting['sure']:.1f} % believed to be right",
+        f"with halting: {_stopped(halting)} on average (at {100 * halting['confidence']:g} %"
+        " confidence, or settled)",
+        f"stopping when more likely right than not, as published: {_stopped(result['published'])}",
         f"right at some step and wrong at the last: {100 * result['overthinking']:.1f} %",
     ]
+    if "q_halting" in result:
+        lines.insert(3, f"stopping by learned values: {_stopped(result['q_halting'])}")
+    if "voting" in result:
+        lines.insert(0, voting_line(result["voting"]))
     for kind, part in result["kinds"].items():
         lines.append(
             f"{kind}: {100 * part['accuracy']:.1f} % of {part['samples']},"

@@ -81,7 +81,7 @@ def read_report_data(run: RunDir, *, samples_each: int) -> ReportData:
         done=run.done(),
         provenance=run.provenance(),
         events=read_events(run.events_file),
-        evaluation=None if config.recipe == "recursion" else read_evaluation(run),
+        evaluation=None if config.recipe in ("recursion", "thoughts") else read_evaluation(run),
         comparison=read_comparison(run),
         right=right,
         wrong=wrong,
@@ -108,6 +108,8 @@ def choose(
 def _look_at_samples(
     run: RunDir, config: Config, *, each: int
 ) -> tuple[list[Explanation], list[Explanation], str]:
+    if config.recipe == "thoughts":
+        return [], [], f"Answers are single symbols: saccade eval {run.path}."
     if config.recipe == "recursion":
         return [], [], f"Answers are grids, one per step of thinking: saccade eval {run.path}."
     if not run.predictions_file.is_file():

@@ -36,7 +36,7 @@ from saccade.training.progress import duration
 from saccade.training.rundir import FREE_KEYS, RunDir, write_atomically
 
 UNKEYED = (
-    *(key for key in FREE_KEYS if key not in ("data.eval", "eval")),
+    *(key for key in FREE_KEYS if key not in ("data.eval", "eval") and "recursion." not in key),
     "eval.arms", "eval.seeds", "eval.batch_size",
 )  # fmt: skip
 """Keys and sections that move neither the weights nor the scores of a trial."""
@@ -210,10 +210,13 @@ def describe(plan: Plan) -> str:
     missing, config = plan.missing(), plan.trials[0].resolved.config
     asked = [trial for trial in plan.trials if trial.variant.name in plan.chosen]
     per_step = config.training.batch_size * config.training.accumulation
+    measured = f"questions at {len(config.eval.keep)} budgets"
+    if config.recipe == "recursion":
+        measured = f"puzzles for {config.recursion.eval_steps} steps of thinking"
     text = (
         f"{len(plan.chosen)} variants x {len(plan.seeds)} seed(s) = {len(asked)} trials,"
         f" {len(asked) - len(missing)} finished; each {config.training.steps} steps x {per_step}"
-        f" samples, then {config.eval.samples} questions at {len(config.eval.keep)} budgets"
+        f" samples, then {config.eval.samples} {measured}"
     )
     if not missing:
         return text

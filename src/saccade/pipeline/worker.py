@@ -71,6 +71,8 @@ def score(run: RunDir, *, console: Console) -> dict[str, Any]:
     from saccade.evaluation.load import arms_of
 
     config = run.config()
+    if config.recipe == "recursion":
+        return {**_score_thinking(run, console=console), **_training_facts(run)}
     arm = "trained" if "trained" in arms_of(config) else "full"
     progress = Progress(steps=config.training.steps)
     progress.start_at(config.training.steps)
@@ -92,6 +94,17 @@ def score(run: RunDir, *, console: Console) -> dict[str, Any]:
         for one in comparison.store.answers(cell).values()
     }
     return {"budgets": budgets, "groups": groups, **_training_facts(run)}
+
+
+def _score_thinking(run: RunDir, *, console: Console) -> dict[str, Any]:
+    """Puzzles right after some steps of thinking, and with halting; in place of budgets."""
+    from saccade.evaluation.thinking import evaluate_thinking, right_at
+
+    result = evaluate_thinking(run, limit=run.config().eval.samples)
+    console.print(f"{run.path}: {100 * result['accuracy']:.1f} % exact", highlight=False)
+    rows = right_at(run, result)
+    budgets = [{"budget": name, "correct": correct} for name, correct in rows.items()]
+    return {"budgets": budgets, "groups": {}, "mean_steps": result["halting"]["mean_steps"]}
 
 
 def _training_facts(run: RunDir) -> dict[str, Any]:

@@ -51,6 +51,7 @@ RECIPES = {
     "sft": "saccade.training.recipes.sft:SftRecipe",
     "dpo": "saccade.training.recipes.dpo:DpoRecipe",
     "recursion": "saccade.training.recipes.recursion:RecursionRecipe",
+    "thoughts": "saccade.training.recipes.thoughts:ThoughtsRecipe",
 }
 """Where each recipe lives; imported only when it is trained."""
 

@@ -33,7 +33,7 @@ FREE_KEYS = (
     "training.eval_samples", "training.log_every", "training.workers", "training.threads",
     "training.batch_size", "training.accumulation", "training.parallel",
     "training.gradient_checkpointing", "selector.feature_cache", "selector.feature_cache_gb",
-    "launch", "recursion.eval_steps",
+    "launch", "recursion.eval_steps", "recursion.halt_confidence", "recursion.noise",
 )  # fmt: skip
 """Keys (and sections) that may change when a run continues: they do not move the weights.
 
@@ -44,7 +44,7 @@ the checkpoint checks that. `training.steps` is not free: the learning-rate sche
 MEASURING_KEYS = (
     "eval", "data.eval", "data.on_error", "selector.keep", "selector.min_tokens",
     "selector.max_tokens", "model.device", "model.dtype", "model.attention", "model.min_pixels",
-    "model.max_pixels", "recursion.eval_steps",
+    "model.max_pixels", "recursion.eval_steps", "recursion.halt_confidence", "recursion.noise",
 )  # fmt: skip
 """Keys (and sections) that may differ from the trained run when it is measured."""
 

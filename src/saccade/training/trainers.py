@@ -332,6 +332,8 @@ class SaccadeTrainer(Trainer):
         for problem in (one for micro in self._micro for one in micro.problems):
             watchers.warn(f"skipped a broken row: {problem}")
         reports = self.monitor.after_update()
+        flows = getattr(self.recipe, "flows", dict)()
+        reports = {**reports, **flows} if reports else reports
         for trouble in self.monitor.new_troubles(reports):
             watchers.warn(f"step {step}: {trouble}")
         record = StepRecord(

@@ -20,6 +20,8 @@ from saccade.data.sources import SampleSource
 
 INPUT, TARGET, PUZZLE = "input", "target", "puzzle"
 """Facts of a sample that hold its arrays and its puzzle's number."""
+CAPSULES = "capsules"
+"""Fact of a sample that holds vectors of a picture, where its source has any."""
 PAD = 0
 IGNORED = -100
 

@@ -31,9 +31,12 @@ class Carry:
     input_ids: Tensor
     labels: Tensor
     puzzles: Tensor
+    capsules: Tensor
 
     @classmethod
-    def empty(cls, slots: int, *, start: State, length: int) -> Carry:
+    def empty(
+        cls, slots: int, *, start: State, length: int, capsules: tuple[int, int] = (0, 0)
+    ) -> Carry:
         """All slots done, so that the first thing they do is to take a sample."""
         device = start.y.device
         zeros = torch.zeros(slots, dtype=torch.long, device=device)
@@ -41,6 +44,7 @@ class Carry:
         return cls(
             y=start.y.clone(), z=start.z.clone(), steps=zeros, halted=zeros == 0, taken=zeros,
             input_ids=cells, labels=cells, puzzles=zeros,
+            capsules=torch.zeros(slots, *capsules, device=device),
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -57,9 +61,10 @@ class Carry:
         place_B = (done_B.cumsum(0) - 1).clamp(min=0)
 
         def renewed(name: str) -> Tensor:
-            old, new = getattr(self, name), fresh[name].to(self.steps.device)
-            if not len(new):
+            old = getattr(self, name)
+            if not old[:1].numel() or not len(fresh[name]):
                 return old
+            new = fresh[name].to(old)
             shape = (-1,) + (1,) * (old.dim() - 1)
             return torch.where(done_B.view(shape), new[place_B.clamp(max=len(new) - 1)], old)
 
@@ -75,6 +80,7 @@ class Carry:
             input_ids=renewed("input_ids"),
             labels=renewed("labels"),
             puzzles=renewed("puzzles"),
+            capsules=renewed("capsules"),
         )
 
     def after(self, state: State, *, steps: Tensor, halted: Tensor) -> Carry:
@@ -82,6 +88,7 @@ class Carry:
         return Carry(
             y=state.y.to(self.y.dtype), z=state.z.to(self.z.dtype), steps=steps, halted=halted,
             taken=self.taken, input_ids=self.input_ids, labels=self.labels, puzzles=self.puzzles,
+            capsules=self.capsules,
         )  # fmt: skip
 
     def saved(self) -> dict[str, Tensor]:

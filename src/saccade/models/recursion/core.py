@@ -15,14 +15,17 @@ Shapes: B slots, L cells, P prefix positions, S = P + L, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from saccade.config.recursion import RecursionConfig
 from saccade.models.recursion.blocks import Block, Linear, truncated_normal_
+from saccade.models.recursion.extras.flow import GradientFlow
 
 HALT_BIAS = -5.0
 """Nothing halts before it has learned to."""
@@ -40,6 +43,24 @@ class State:
         return State(self.y.detach(), self.z.detach())
 
 
+@dataclass(frozen=True)
+class Moment:
+    """One step of thinking as an extra's loss sees it: question, state before and after, scores."""
+
+    x_BSD: Tensor
+    before: State
+    after: State
+    logits_BLV: Tensor
+    halt_B: Tensor
+    labels_BL: Tensor
+    core: Core
+    tokens: nn.Embedding
+
+
+Gather = Callable[[Any], list[Any]]
+"""One value of each process, in order, the same on all."""
+
+
 class Extra(nn.Module):
     """Something that may join the recursion; the methods do nothing until overridden."""
 
@@ -47,25 +68,35 @@ class Extra(nn.Module):
         """The question as the next latent recursion sees it."""
         return x_BSD
 
-    def revise(self, state: State) -> State:
-        """The state after a latent recursion."""
+    def revise(self, state: State, *, update: Callable[[Tensor], Tensor]) -> State:
+        """The state after a latent recursion; `update` is the network f."""
         return state
 
-    def losses(self, state: State, labels_BL: Tensor) -> dict[str, Tensor]:
+    def losses(self, moment: Moment) -> dict[str, Tensor]:
         """Further terms [B] of the loss by name, weighted, after the last cycle."""
         return {}
+
+    def learn(self, gather: Gather, *, step: int) -> None:
+        """After an update of the weights: what is learned without a gradient."""
+
+    def rests(self) -> bool:
+        """Whether it has nothing to learn from yet, so that it gets no gradient."""
+        return False
+
+    def forget(self) -> None:
+        """Drop what was collected since the last update."""
 
 
 class Core(nn.Module):
     """The network f with its readings; embeddings are the model's."""
 
     def __init__(
-        self, config: RecursionConfig, *, length: int, vocabulary: int,
+        self, config: RecursionConfig, *, length: int, vocabulary: int, front: int | None = None,
         extras: Sequence[Extra] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         self.config = config
-        self.prefix = config.puzzle_prefix
+        self.prefix = config.puzzle_prefix if front is None else front
         positions = self.prefix + length
         self.blocks = nn.ModuleList([Block(config, length=positions) for _ in range(config.layers)])
         self.answer_head = Linear(config.width, vocabulary)
@@ -73,6 +104,7 @@ class Core(nn.Module):
         nn.init.zeros_(self.halt_head.weight)
         nn.init.constant_(self.halt_head.bias, HALT_BIAS)
         self.extras = nn.ModuleList(extras)
+        self.flow = GradientFlow() if config.flow.enabled else None
         self.y_init: Tensor
         self.z_init: Tensor
         # fixed starting points, one vector each, that every position begins with
@@ -99,19 +131,30 @@ class Core(nn.Module):
         y, z = state.y, state.z
         for extra in self.all_extras():
             x_BSD = extra.inject(x_BSD, state)
-        for _ in range(self.config.inner_cycles):
-            z = self.update(x_BSD + y + z)
-        state = State(self.update(y + z), z)
+        for number in range(self.config.inner_cycles):
+            with self._history(last=number == self.config.inner_cycles - 1):
+                z = self._used(self.update(x_BSD + y + z), f"think{number + 1}")
+        state = State(self._used(self.update(y + z), "answer"), z)
         for extra in self.all_extras():
-            state = extra.revise(state)
+            state = extra.revise(state, update=self.update)
         return state
 
-    def deep_recursion(self, x_BSD: Tensor, state: State) -> State:
-        """T latent recursions of which only the last carries gradient."""
+    def deep_recursion(self, x_BSD: Tensor, state: State, *, cycles: int | None = None) -> State:
+        """T (or `cycles`) latent recursions of which only the last carries gradient."""
         with torch.no_grad():
-            for _ in range(self.config.cycles - 1):
+            for _ in range((cycles or self.config.cycles) - 1):
                 state = self.latent_recursion(x_BSD, state)
         return self.latent_recursion(x_BSD, state)
+
+    def _history(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Cheaper training drops the history of all latent updates but the last."""
+        cut = self.config.cheap.enabled and self.training and not last
+        return torch.no_grad() if cut else nullcontext()
+
+    def _used(self, h_BSD: Tensor, name: str) -> Tensor:
+        if self.flow is not None:
+            self.flow.watch(h_BSD, name)
+        return h_BSD
 
     def read(self, state: State) -> tuple[Tensor, Tensor]:
         """Scores of every cell [B, L, V], and halting scores [B] in float32 (float64 stays)."""

@@ -19,16 +19,22 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from saccade.config.errors import InputError
 from saccade.config.schema import Config, TrainingConfig
-from saccade.data.generate.puzzles import INPUT, PUZZLE, TARGET, PuzzleSource
+from saccade.data.generate.puzzles import CAPSULES, INPUT, PUZZLE, TARGET, PuzzleSource
 from saccade.data.samples import Sample
 from saccade.data.sources import SampleSource, open_source
 from saccade.models.backbone import pick_device
+from saccade.models.recursion.carry import Carry
+from saccade.models.recursion.extras.cheap import steps_ahead
+from saccade.models.recursion.extras.flow import verdict
+from saccade.models.recursion.extras.q_halting import turned_round
 from saccade.models.recursion.halting import least_steps
+from saccade.models.recursion.losses import StepLosses
 from saccade.models.recursion.model import Geometry, RecursiveModel, save_model
 from saccade.models.recursion.puzzle_embedding import SignDescent
 from saccade.models.recursion.trace import Traced, trace
@@ -38,10 +44,11 @@ from saccade.training.adam_atan2 import AdamAtan2
 from saccade.training.averages import WeightAverage
 from saccade.training.batches import SampleOrder, Share
 from saccade.training.checkpoints import Writer
+from saccade.training.gradients import GroupReport
 from saccade.training.recipes.slots import SlotBatches, Slots, no_samples
 from saccade.training.rundir import RunDir
 
-CARRY, AVERAGE = "carry.pt", "average.safetensors"
+CARRY, AVERAGE, REPLAY = "carry.pt", "average.safetensors", "replay.pt"
 
 
 class RecursionRecipe:
@@ -55,6 +62,7 @@ class RecursionRecipe:
         self.model = build_model(config, self.geometry).to(pick_device(config.model))
         self.average = WeightAverage(self.model, decay=self.settings.ema_decay)
         self.slots = Slots(self.model, share=Share(config.training.batch_size, 1, 1, 0))
+        self.now = 0
         self.signs: SignDescent | None = None
         if self.model.puzzle is not None:
             self.signs = SignDescent(
@@ -85,30 +93,27 @@ class RecursionRecipe:
 
     def enter(self, fresh: Mapping[str, Any], *, micro: int) -> dict[str, Any]:
         """Fresh samples take their slots; what is trained on are all samples of the slots."""
-        if self.model.puzzle is not None and micro == 0:
-            self.model.puzzle.waiting.clear()  # of a batch that was only measured
+        if micro == 0:  # of a batch that was only measured
+            if self.model.puzzle is not None:
+                self.model.puzzle.waiting.clear()
+            for extra in self.model.core.all_extras():
+                extra.forget()
         carry = self.slots.refill(micro, fresh)
         return {"input_ids": carry.input_ids, "labels": carry.labels, "micro": micro}
 
     # loss ----------------------------------------------------------------------------------------
 
     def loss(self, batch: dict[str, Any], *, step: int, denominator: Tensor) -> dict[str, Tensor]:
-        settings, slots = self.settings, self.slots
+        settings, slots, self.now = self.settings, self.slots, step
         micro = batch.get("micro")
         if micro is None:  # a batch that is only measured: it belongs to no slots
             size = len(batch["labels"])
             carry = self.model.empty_carry(size).refilled(batch, start=self.model.start(size))
             least_B = torch.zeros(size, dtype=torch.long, device=carry.steps.device)
+            after, _, found = self.model.step(carry, least_B=least_B)
         else:
             carry = slots.carries[micro]
-            least_G = least_steps(
-                slots.total, seed=self.config.run.seed, step=step, chance=settings.explore,
-                max_steps=settings.max_steps,
-            )  # fmt: skip
-            first = slots.first_slot(micro)
-            least_B = least_G[first : first + len(carry)].to(carry.steps.device)
-        after, _, found = self.model.step(carry, least_B=least_B)
-        if micro is not None:
+            after, found = self._think(carry, micro=micro, step=step)
             slots.carries[micro] = after
         own = self.config.training.batch_size * self.config.training.accumulation
         total = found.answer_B.sum() + settings.halt_weight * found.halt_B.sum()
@@ -128,6 +133,37 @@ class RecursionRecipe:
         }
         return {"loss": total / own, **{name: value * mean for name, value in seen.items()}}
 
+    def _think(self, carry: Carry, *, micro: int, step: int) -> tuple[Carry, StepLosses]:
+        """One step of thinking in the slots of a micro-batch, with everything that is drawn."""
+        settings, slots, q = self.settings, self.slots, self.model.q_halting
+        seed, first, size = self.config.run.seed, slots.first_slot(micro), len(carry)
+
+        def own(drawn_G: Tensor) -> Tensor:
+            return drawn_G[first : first + size].to(carry.steps.device)
+
+        least_B = own(least_steps(
+            slots.total, seed=seed, step=step, chance=settings.explore,
+            max_steps=settings.max_steps,
+        ))  # fmt: skip
+        ahead, by_value = 0, None
+        if settings.cheap.enabled:
+            ahead = steps_ahead(seed=seed, step=step, most=settings.cheap.random_depth)
+        if q is not None:
+            q.practise(seed=seed, step=step, slots=slots.total, first=first, count=size)
+            if step >= settings.q_halting.after * self.config.training.steps:
+                rule = settings.q_halting
+                by_value = own(turned_round(
+                    slots.total, seed=seed, step=step, start=rule.explore_start,
+                    end=rule.explore_end, over=rule.explore_steps,
+                ))  # fmt: skip
+        after, _, found = self.model.step(carry, least_B=least_B, ahead=ahead, by_value=by_value)
+        if q is not None:
+            q.note(
+                carry.state, after.state, went_on_B=carry.steps > 0, halted_B=after.halted,
+                right_B=found.right_B,
+            )  # fmt: skip
+        return after, found
+
     # optimizer -----------------------------------------------------------------------------------
 
     def make_optimizer(self, training: TrainingConfig) -> torch.optim.Optimizer:
@@ -146,7 +182,19 @@ class RecursionRecipe:
         """After each update: puzzle embeddings by sign descent, then the average."""
         if self.signs is not None:
             self.signs.step(factor=learning_rate / self.config.training.learning_rate)
+        for extra in self.model.core.all_extras():
+            extra.learn(everywhere, step=self.now)
         self.average.update(self.model)
+
+    def flows(self) -> dict[str, GroupReport]:
+        """How much gradient reached each use of the network, where that is asked for."""
+        flow = self.model.core.flow
+        found = flow.read() if flow is not None else {}
+        largest = max(found.values(), default=0.0) or 1.0
+        return {
+            f"flow.{name}": GroupReport(norm, norm / largest, verdict(norm, largest=largest))
+            for name, norm in found.items()
+        }
 
     # measuring -----------------------------------------------------------------------------------
 
@@ -167,8 +215,9 @@ class RecursionRecipe:
                 steps=self.settings.eval_steps, batch_size=self.config.eval.batch_size,
             )  # fmt: skip
         self.model.train()
-        verdicts = [StepVerdicts(one.right, one.cells, one.halt) for _, one in traced]
-        return metrics(summarise(verdicts))
+        confidence = self.settings.halt_confidence
+        verdicts = [StepVerdicts(t.right, t.cells, t.halt, same=t.same) for _, t in traced]
+        return metrics(summarise(verdicts, confidence=confidence))
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         core = self.model.core
@@ -178,9 +227,18 @@ class RecursionRecipe:
         for number, block in enumerate(core.blocks):
             for part, layers in block.named_children():
                 named[f"block{number}.{part}"] = list(layers.parameters())
+        for extra in core.all_extras():
+            named[type(extra).__name__] = list(extra.parameters())
+        if self.model.capsules is not None:
+            named["capsules"] = list(self.model.capsules.parameters())
         named["answer_head"] = list(core.answer_head.parameters())
         named["halt_head"] = list(core.halt_head.parameters())
-        return named
+        return {name: parameters for name, parameters in named.items() if parameters}
+
+    def resting(self, step: int) -> list[str]:
+        """Extras that have nothing to learn from yet."""
+        extras = self.model.core.all_extras()
+        return [type(extra).__name__ for extra in extras if extra.rests()]
 
     # state ---------------------------------------------------------------------------------------
 
@@ -188,19 +246,33 @@ class RecursionRecipe:
         """What a checkpoint holds besides weights and optimizer; called on every process."""
         parts = gather(self.slots.saved())
         carry = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return {
+        files = {
             CARRY: state.torch_writer(carry),
             AVERAGE: state.tensors_writer(self.average.tensors),
         }
+        if self.model.q_halting is not None:
+            files[REPLAY] = state.torch_writer(self.model.q_halting.replay.saved())
+        return files
 
     def restore(self, checkpoint: Path) -> None:
         """Take up carry and average of a checkpoint."""
         self.slots.restore(state.read_torch(checkpoint / CARRY))
         self.average.load(state.read_tensors(checkpoint / AVERAGE))
+        if self.model.q_halting is not None:
+            self.model.q_halting.replay.restore(state.read_torch(checkpoint / REPLAY))
 
     def finish(self, run: RunDir) -> None:
         with self.averaged():
             save_model(self.model, run.path / "model", weights=self.model.state_dict())
+
+
+def everywhere(value: Any) -> list[Any]:
+    """One value of each process, in order, the same on all."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
 
 
 def build_model(config: Config, geometry: Geometry) -> RecursiveModel:
@@ -222,7 +294,8 @@ def puzzle_source(source: Any, *, key: str) -> Any:
 
 def geometry_of(source: PuzzleSource) -> Geometry:
     """The model's size as the source wants it."""
-    return Geometry(source.length, source.vocabulary, source.identities)
+    capsules = getattr(source, "capsules", (0, 0))
+    return Geometry(source.length, source.vocabulary, source.identities, *capsules)
 
 
 def collate_puzzles(samples: list[Sample], *, geometry: Geometry) -> dict[str, Tensor]:
@@ -239,7 +312,14 @@ def collate_puzzles(samples: list[Sample], *, geometry: Geometry) -> dict[str, T
         "input_ids": torch.from_numpy(given),
         "labels": torch.from_numpy(target),
         "puzzles": torch.tensor([sample.facts[PUZZLE] for sample in samples]),
+        "capsules": _capsules(samples, geometry=geometry),
     }
+
+
+def _capsules(samples: list[Sample], *, geometry: Geometry) -> Tensor:
+    if not geometry.capsules:
+        return torch.zeros(len(samples), 0, 0)
+    return torch.from_numpy(np.stack([sample.facts[CAPSULES] for sample in samples]))
 
 
 def answer_all(
@@ -257,7 +337,7 @@ def answer_all(
     for start in range(0, count, batch_size):
         samples = [source[i] for i in range(start, min(start + batch_size, count))]
         batch = collate_puzzles(samples, geometry=model.geometry)
-        moved = (batch[name].to(device) for name in ("input_ids", "labels", "puzzles"))
+        moved = (batch[k].to(device) for k in ("input_ids", "labels", "puzzles", "capsules"))
         found += zip(samples, trace(model, *moved, steps=steps), strict=True)
         progress(len(found), count)
     return found

@@ -101,4 +101,5 @@ class SlotBatches(Sampler[list[int]]):
 def no_samples(length: int) -> dict[str, Tensor]:
     """A batch of nothing, for a step in which every slot goes on."""
     cells = torch.zeros(0, length, dtype=torch.long)
-    return {"input_ids": cells, "labels": cells, "puzzles": torch.zeros(0, dtype=torch.long)}
+    puzzles = torch.zeros(0, dtype=torch.long)
+    return {"input_ids": cells, "labels": cells, "puzzles": puzzles, "capsules": cells.float()}
