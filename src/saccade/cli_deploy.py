@@ -140,7 +140,7 @@ def export_hub(
     Examples:
 
     - `saccade export hub relevance --repo my-model`
-    - `saccade export hub relevance-space --repo me/my-demo --space --public`
+    - `saccade export hub runs/relevance-space --repo me/my-demo --space --public`
     """
     from dataclasses import asdict
 

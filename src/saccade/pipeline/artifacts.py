@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -180,6 +181,7 @@ class Store:
         Files that are there and whole stay. Raises DamagedArtifact for a missing or changed one.
         """
         manifest = self._manifest(digest)
+        to.mkdir(parents=True, exist_ok=True)  # an empty folder is an artifact, too
         target = LocalFolder(to)
         for path, entry in manifest.files.items():
             if not _is_whole(target, path, entry):
@@ -307,7 +309,7 @@ def _is_whole(folder: LocalFolder, path: str, entry: Entry) -> bool:
 
 def _best(name: str, versions: list[Version]) -> Version:
     mode, _, metric = next((one.best for one in reversed(versions) if one.best), "").partition(" ")
-    scored = [one for one in versions if metric in one.metrics]
+    scored = [one for one in versions if not math.isnan(one.metrics.get(metric, math.nan))]
     if not scored:
         raise NoSuchArtifact(
             f"artifact {name} has no best version: no stage says what best means"

@@ -80,14 +80,16 @@ class Runner:
                 found[name] = resolve_reference(self.plan, one)
         return found
 
-    def folder(self, stage: Stage) -> tuple[Path, str]:
+    def folder(self, stage: Stage, *, digests: Mapping[str, str] | None = None) -> tuple[Path, str]:
         """The stage's folder and its key."""
-        key = self.plan.key(stage, self.digests(stage))
+        key = self.plan.key(stage, self.digests(stage) if digests is None else digests)
         return self.plan.folder(stage.name, key), key
 
     def finished(self, stage: Stage) -> Record | None:
         """The record of a finished stage whose artifacts are all whole."""
-        folder, key = self.folder(stage)
+        return self._whole(stage, *self.folder(stage))
+
+    def _whole(self, stage: Stage, folder: Path, key: str) -> Record | None:
         record = Record.read(folder, key=key)
         if record is None:
             return None
@@ -120,16 +122,18 @@ class Runner:
 
     def run(self, stage: Stage) -> Record:
         """Run one stage to its record, or pick up what another process finished meanwhile."""
-        folder, key = self.folder(stage)
+        # looked at once: an alias may move, and what is read must be what the key says
+        digests = self.digests(stage)
+        folder, key = self.folder(stage, digests=digests)
         with self._lock(stage, lock_of(folder)) as descriptor:
-            record = self.finished(stage)
+            record = self._whole(stage, folder, key)
             if record is not None:
                 return record
             folder.mkdir(parents=True, exist_ok=True)
             (folder / FAILED).unlink(missing_ok=True)
             try:
                 with _full_disk_is_named(folder):
-                    return self._work(stage, folder, key, descriptor)
+                    return self._work(stage, folder, key, digests, descriptor)
             except Preempted:
                 raise
             except Exception as error:
@@ -145,8 +149,9 @@ class Runner:
         with _full_disk_is_named(lock.path), lock.held(stop=self.stop, waiting=waiting) as held:
             yield held
 
-    def _work(self, stage: Stage, folder: Path, key: str, descriptor: int) -> Record:
-        digests = self.digests(stage)
+    def _work(
+        self, stage: Stage, folder: Path, key: str, digests: Mapping[str, str], descriptor: int
+    ) -> Record:
         with timed(folder):
             inputs = self._fetch(stage, folder, digests)
             result = self._attempts(stage, self._context(stage, folder, inputs, descriptor))
@@ -155,7 +160,7 @@ class Runner:
         record = Record(
             stage=stage.name,
             key=key,
-            inputs=digests,
+            inputs=dict(digests),
             outputs=self._store(stage, result, key=key, digests=digests),
             metrics=dict(result.metrics),
             seconds=seconds,

@@ -102,17 +102,21 @@ class _Reading:
             return
         reader = self.stages.setdefault(name, StageReader(name, value.where))
         if not inner:
+            reader.broken = True
             self._wrong(key, value, f"expected {', '.join(STAGE_KEYS[:4])} ... below it")
             return
         reader.take(inner, value, problems=self.problems)
 
     def pipeline(self, path: Path) -> Pipeline:
         """What the entries make; mistakes are added to `problems`."""
-        name = self._text("name") or path.stem
+        name = self._text("name") or path.stem.lower()
         if not NAME.fullmatch(name):
             place = self.top.get("name", Value(name, self.shown))
-            self._wrong("name", place, "a pipeline's name is a folder: use a-z, 0-9, - and _")
-        if not self.stages and not self.problems:
+            text = f"{name}: a pipeline's name is a folder: use a-z, 0-9, - and _"
+            self._wrong("name", place, text)
+        # a problem without a key is about the whole file, which could not be read then
+        said = any(one.key.startswith("stages") or not one.key for one in self.problems)
+        if not self.stages and not said:
             self.problems.append(Problem(self.shown, "no stages: expected `stages:` with names"))
         mirror = self._text("mirror")
         if mirror is not None and mirror not in MIRRORS:
@@ -137,7 +141,8 @@ class _Reading:
             return None
         if not isinstance(value.value, str):
             self._wrong(key, value, "expected text")
-        return str(value.value)
+            return None
+        return value.value
 
     def _parallel(self) -> int:
         value = self.top.get("parallel", Value(1, ""))

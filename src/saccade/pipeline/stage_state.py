@@ -152,9 +152,10 @@ def set_aside(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """A small JSON file, or None when it is missing or not whole."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        found = json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, ValueError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def _taken(descriptor: int) -> bool:

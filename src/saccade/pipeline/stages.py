@@ -8,6 +8,7 @@ storing are `execute.py`'s. No torch is imported before a stage works.
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,8 @@ from saccade.training.guards import StopRequest
 from saccade.training.rundir import MEASURING_KEYS, RunDir
 
 POLL_SECONDS = 0.05
+NO_PROGRAM = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENOEXEC)
+"""Why a program cannot be started when its name is wrong."""
 RUN_LEAVES_OUT = (
     "checkpoints", "inputs", "wandb", "stage.json", "spent.json", "failed.json", "launch.yaml",
 )  # fmt: skip
@@ -106,7 +109,11 @@ class Kind:
 RECIPE_METRICS = {
     "relevance": ("loss", "accuracy", "accuracy_*"),
     "pretrain": (
-        "loss", "recall_at_1", "recall_at_1_image", "recall_over_chance", "caption_loss",
+        "loss",
+        "recall_at_1",
+        "recall_at_1_image",
+        "recall_over_chance",
+        "caption_loss",
         "caption_accuracy",
     ),
     "tiny-base": ("loss", "accuracy", "accuracy_*"),
@@ -131,7 +138,7 @@ def evaluate_stage(context: StageContext) -> StageResult:
     """Score a run on its held-out samples."""
     from saccade.evaluation.run import evaluate_run, evaluation_file
 
-    run = _opened(context)
+    run = opened(context)
     keep = run.config().selector.keep if context.layer.values else None
     result = evaluate_run(run, keep=keep, progress=context.stoppable)
     metrics = {name: result[name] for name in ("accuracy", "majority", "samples")}
@@ -151,7 +158,7 @@ def compare_stage(context: StageContext) -> StageResult:
     """Measure the trained selector and every baseline at equal numbers of visual tokens."""
     from saccade.evaluation.compare import compare_run, comparison_file
 
-    run = _opened(context)
+    run = opened(context)
     result = compare_run(run, progress=context.stoppable)
     metrics = {
         f"{row['arm']}@{row['budget']}": row["accuracy"]
@@ -165,7 +172,7 @@ def report_stage(context: StageContext) -> StageResult:
     """Write a run's self-contained report.html."""
     from saccade.microscope.report import write_report
 
-    path = write_report(_opened(context), progress=context.stoppable)
+    path = write_report(opened(context), progress=context.stoppable)
     return StageResult({}, {"report": path})
 
 
@@ -220,7 +227,9 @@ def run_command(words: Sequence[str], *, context: StageContext) -> int:
             pass_fds=() if context.lock_fd is None else (context.lock_fd,),
             process_group=0,  # Ctrl+C comes here first; it is passed on once, as SIGTERM
         )
-    except (FileNotFoundError, PermissionError) as error:
+    except OSError as error:
+        if error.errno not in NO_PROGRAM:
+            raise
         raise InputError(
             f"{context.stage.where}: {context.stage.name}: {words[0]} cannot be started"
             f" ({error.strerror})\n  fix: give a program that is on PATH, or its path"
@@ -240,7 +249,7 @@ def run_command(words: Sequence[str], *, context: StageContext) -> int:
         context.stop.on_exit = lambda: None
 
 
-def _opened(context: StageContext) -> RunDir:
+def opened(context: StageContext) -> RunDir:
     """The run given as input, a private copy, with `set:` on top of its configuration."""
     run = RunDir.open(context.inputs["run"])
     if not (context.layer.values or context.layer.choices):

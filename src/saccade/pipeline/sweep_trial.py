@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,14 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from saccade.config.errors import InputError
 from saccade.config.resolve import to_yaml
 from saccade.pipeline.execute import own_programs
-from saccade.pipeline.sweep_plan import SweepPlan
+from saccade.pipeline.sweep_plan import SweepPlan, filled_command
 from saccade.pipeline.targets import launch_words
 from saccade.training.rundir import RunDir, write_atomically
-
-PLACE = re.compile(r"\$\{([a-z]+)(?:\.([^}]+))?\}")
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ def prepare_trial(plan: SweepPlan, *, number: int, values: Mapping[str, Any]) ->
     if plan.sweep.command:
         reports = folder / "reports.jsonl"
         places = {"folder": folder, "reports": reports, "parameters": folder / "parameters.json"}
-        words = own_programs([_filled(plan, word, places, values) for word in plan.sweep.command])
+        words = own_programs(filled_command(plan.sweep, places, values))
         return TrialJob(folder, words, env, reports, events=False)
     config = folder / "trial.yaml"
     write_atomically(config, to_yaml(plan.resolved(values, number=number).config))
@@ -131,32 +127,6 @@ def final_value(plan: SweepPlan, *, number: int, reports: Reports) -> float | No
     done = None if plan.sweep.command else RunDir(plan.trial_folder(number)).done()
     value = (done or {}).get("metrics", {}).get(plan.sweep.metric)
     return reports.last if value is None else float(value)
-
-
-def check_command(plan: SweepPlan) -> None:
-    """Refuse a placeholder that means nothing, before anything runs."""
-    places = {"folder": plan.folder, "reports": plan.folder, "parameters": plan.folder}
-    values = {one.key: "" for one in plan.sweep.parameters}
-    for word in plan.sweep.command:
-        _filled(plan, word, places, values)
-
-
-def _filled(
-    plan: SweepPlan, word: str, places: Mapping[str, Path], values: Mapping[str, Any]
-) -> str:
-    def put(match: re.Match[str]) -> str:
-        place, name = match.groups()
-        if place == "parameters" and name is not None:
-            if name in values:
-                return str(values[name])
-        elif place in places and name is None:
-            return str(places[place])
-        known = [*(f"${{{one}}}" for one in places), *(f"${{parameters.{one}}}" for one in values)]
-        raise InputError(
-            f"{plan.sweep.shown}: saccade.command: {match[0]}: unknown; there is {', '.join(known)}"
-        )
-
-    return PLACE.sub(put, word)
 
 
 def _environment() -> dict[str, str]:

@@ -14,15 +14,38 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from saccade.config.errors import InputError, OutsideError, Preempted
+from saccade.config.keys import nearest
 from saccade.config.resolve import to_yaml
+from saccade.config.schema import LaunchConfig
 from saccade.pipeline.stages import StageContext, StageFailed, StageResult, run_command
 from saccade.training.rundir import RunDir, write_atomically
 
+TARGETS: tuple[str, ...] = get_args(LaunchConfig.model_fields["target"].annotation)
+OWN_STORES = "hf-jobs"
+"""The target whose runs stay in stores that only its own tool reads."""
 TOKEN_LENGTH = 40
 """Longest token of a launch."""
 TOKEN_DIGITS = 8
+
+
+def target_fault(name: str) -> str | None:
+    """Why no stage and no trial can run there, known before anything runs; None where one can."""
+    if name not in TARGETS:
+        near = nearest(name, TARGETS)
+        return f"unknown target; {f'did you mean {near}?' if near else f'there is {_listed()}'}"
+    if name == OWN_STORES:
+        return (
+            "its runs stay in buckets of Hugging Face, from where they cannot be brought here"
+            f"\n  fix: another target ({_listed()}), or `saccade launch` by hand"
+        )
+    return None
+
+
+def _listed() -> str:
+    return ", ".join(one for one in TARGETS if one != OWN_STORES)
 
 
 def run_on_target(context: StageContext) -> StageResult:
