@@ -16,6 +16,7 @@ from typing import Any
 import gradio as gr  # type: ignore[import-not-found]
 import numpy as np
 import torch
+from gradio.themes import Default  # type: ignore[import-not-found]
 from PIL import Image
 
 from saccade.config.errors import SaccadeError
@@ -146,7 +147,7 @@ def main() -> None:
     logging.basicConfig(level="WARNING")
     page = build_page(Demo(HERE))
     page.queue(max_size=16)
-    theme = gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"])
+    theme = Default(font=FONTS, font_mono=["ui-monospace", "monospace"])
     page.launch(max_file_size=LARGEST_UPLOAD, ssr_mode=False, footer_links=[], theme=theme)
 
 
