@@ -16,7 +16,6 @@ from typing import Any
 import gradio as gr  # type: ignore[import-not-found]
 import numpy as np
 import torch
-from gradio.themes import Default  # type: ignore[import-not-found]
 from PIL import Image
 
 from saccade.config.errors import SaccadeError
@@ -144,6 +143,8 @@ def build_page(demo: Demo) -> Any:
 
 def main() -> None:
     """Load the model, then serve; host and port come from Gradio's environment variables."""
+    from gradio.themes import Default  # type: ignore[import-not-found]
+
     logging.basicConfig(level="WARNING")
     page = build_page(Demo(HERE))
     page.queue(max_size=16)
