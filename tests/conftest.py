@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -20,3 +21,24 @@ def _no_ambient_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("SACCADE_") or name == "WANDB_API_KEY":
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small random base model."""
+    from tests.tiny_models import random_backbone
+
+    folder = tmp_path_factory.mktemp("models") / "base"
+    random_backbone().model.save_pretrained(folder)
+    random_backbone().processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def selector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with a small selector in it."""
+    from tests.tiny_models import relevance_model
+
+    folder = tmp_path_factory.mktemp("runs") / "relevance"
+    relevance_model().save_pretrained(folder / "model")
+    return folder
