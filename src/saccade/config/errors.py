@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import errno
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""What an operating system says of a full disk."""
+
 
 class SaccadeError(Exception):
     """Base of all expected errors; `exit_code` is what `saccade` returns."""
@@ -33,12 +36,17 @@ class Preempted(SaccadeError):
     exit_code = 143
 
 
+def of_exit_code(code: int) -> type[SaccadeError] | None:
+    """The error that another saccade process ended with; None for any other end."""
+    kinds = (InputError, OutsideError, Preempted)
+    return next((one for one in kinds if one.exit_code == code), None)
+
+
 def of_system(error: OSError) -> SaccadeError | None:
     """Turn an operating-system error that a user can mend into a message; None for the others."""
     where = f"{error.filename}: " if error.filename else ""
     missing = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    refused = (*full, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
+    refused = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
     if error.errno in missing and error.filename:
         return InputError(f"{where}{error.strerror}\n  fix: check the path")
     if error.errno in refused:

@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from saccade.config.errors import InputError, OutsideError, SaccadeError
+from saccade.config.errors import FULL, InputError, OutsideError, SaccadeError
 from saccade.config.keys import nearest
 from saccade.pipeline.folders import Backend, LocalFolder, open_backend
-from saccade.training.checkpoints import FULL
 
 CHUNK_BYTES = 1 << 20
 IGNORED = (".lock", ".tmp-")

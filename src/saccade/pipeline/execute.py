@@ -8,8 +8,6 @@ its folder stays and the same function is called again with it. Left out: what a
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -19,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from saccade.config.errors import InputError, OutsideError, Preempted, SaccadeError
+from saccade.config.errors import FULL, InputError, OutsideError, Preempted, SaccadeError
 from saccade.evaluation.load import Progress
 from saccade.pipeline.artifacts import DamagedArtifact
 from saccade.pipeline.graph import Stage
@@ -32,6 +30,7 @@ from saccade.pipeline.plan import (
     kind_of,
     resolve_reference,
 )
+from saccade.pipeline.programs import own_environment, own_programs
 from saccade.pipeline.stage_state import (
     FAILED,
     Lock,
@@ -45,7 +44,6 @@ from saccade.pipeline.stage_state import (
 )
 from saccade.pipeline.stages import StageContext, StageFailed, StageResult
 from saccade.pipeline.targets import run_on_target
-from saccade.training.checkpoints import FULL
 from saccade.training.guards import StopRequest
 from saccade.training.progress import duration
 
@@ -302,19 +300,9 @@ def check_gates(stage: Stage, record: Record) -> None:
             )
 
 
-def own_programs(words: list[str]) -> list[str]:
-    """`python` and `saccade` mean the ones that run this pipeline, also where PATH has neither."""
-    if words and words[0] in ("python", "python3"):
-        return [sys.executable, *words[1:]]
-    if words and words[0] == "saccade":
-        return [sys.executable, "-m", "saccade.cli", *words[1:]]
-    return words
-
-
 def environment(stage: Stage) -> dict[str, str]:
     """The environment of programs a stage starts: saccade importable, its share of the cores."""
-    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)}
+    env = own_environment()
     if stage.resources.cpus:
         env["OMP_NUM_THREADS"] = str(stage.resources.cpus)
     return env

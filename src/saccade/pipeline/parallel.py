@@ -13,24 +13,21 @@ import graphlib
 import json
 import os
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from saccade.config.errors import InputError, OutsideError, Preempted, SaccadeError
+from saccade.config.errors import Preempted, SaccadeError, of_exit_code
 from saccade.pipeline.execute import Runner, environment
+from saccade.pipeline.programs import SACCADE
 from saccade.pipeline.stage_state import Record
 from saccade.pipeline.stages import StageFailed
 from saccade.training.progress import duration
 
 POLL_SECONDS = 0.05
 LONGEST_ANSWER = 1 << 16
-ERRORS: dict[int, type[SaccadeError]] = {
-    2: InputError, 3: OutsideError, 143: Preempted,
-}  # fmt: skip
 
 
 @dataclass
@@ -126,7 +123,7 @@ class _Parallel:
     def _child(self, name: str) -> Child:
         log = self.runner.plan.root / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        words = [sys.executable, "-m", "saccade.cli", "pipeline", "run", self.file]
+        words = [*SACCADE, "pipeline", "run", self.file]
         words += [*self.runner.plan.overrides, "--only", name, "--json", "--attached"]
         with log.open("a", encoding="utf-8") as messages:
             process = subprocess.Popen(
@@ -185,7 +182,7 @@ def failure_of(name: str, child: Child, code: int, answer: dict[str, Any]) -> Sa
     What it answered counts more than how it ended: on a full disk it may not even get as far as
     leaving with its own exit code.
     """
-    kind = ERRORS.get(answer.get("exit_code", code), StageFailed)
+    kind = of_exit_code(answer.get("exit_code", code)) or StageFailed
     how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
     text = answer.get("error", f"{name}: its process {how}")
     return kind(f"{text}\n  messages: {child.log}")

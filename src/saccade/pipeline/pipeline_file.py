@@ -9,12 +9,12 @@ Packaged files stand in `config/pipelines/`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from saccade.config.errors import InputError
-from saccade.config.keys import nearest
+from saccade.config.keys import hint_for
 from saccade.config.layers import CONFIG_DIR, Problem, Value, read_yaml
 from saccade.config.resolve import format_problems
 from saccade.pipeline.graph import Pipeline, Reference, Stage, find_cycle
@@ -45,9 +45,9 @@ def find_pipeline(name: str) -> tuple[Pipeline, list[Problem]]:
     packaged = f"smoke/{name.removesuffix('-smoke')}" if name.endswith("-smoke") else name
     if packaged in known:
         return parse_pipeline(FOLDER / f"{packaged}.yaml", shown=f"pipelines/{packaged}.yaml")
-    near = nearest(packaged, known)
-    hint = f"did you mean {near}?" if near else f"there is {', '.join(known)}"
-    raise InputError(f"{name}: no such pipeline; {hint}\n  fix: give a name or a .yaml file")
+    raise InputError(
+        f"{name}: no such pipeline; {hint_for(packaged, known)}\n  fix: give a name or a .yaml file"
+    )
 
 
 def read_pipeline(path: Path, *, shown: str | None = None) -> Pipeline:
@@ -204,13 +204,6 @@ def _refuse_own_names(pipeline: Pipeline, *, problems: list[Problem]) -> None:
                 text = f"made by a stage of this file: write ${{stages.{makers[one.name]}}}"
                 key = f"stages.{stage.name}.inputs.{name}"
                 problems.append(Problem(one.where, text, key=key))
-
-
-def hint_for(word: str, known: Iterable[str]) -> str:
-    """`did you mean X?`, or what there is."""
-    known = list(known)
-    near = nearest(word, known)
-    return f"did you mean {near}?" if near else f"there is {', '.join(known)}"
 
 
 def line_of(problem: Problem) -> tuple[str, int]:

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
-from saccade.config.keys import find_key, nearest, nearest_key
+from saccade.config.keys import find_key, hint_for, nearest, nearest_key
 from saccade.config.layers import GROUPS, Layer, Problem, Value, group_options
 from saccade.pipeline.artifacts import Best
 from saccade.pipeline.graph import (
@@ -66,8 +66,7 @@ class StageReader:
             inner = f"{rest or 'METRIC'}: {value.value}"
             self._wrong(key, value.where, f"unknown key; write gates: {{{first}: {{{inner}}}}}")
         elif first not in STAGE_KEYS:
-            near = nearest(first, STAGE_KEYS)
-            hint = f"did you mean {near}?" if near else f"there is {', '.join(STAGE_KEYS)}"
+            hint = hint_for(first, STAGE_KEYS)
             self._wrong(key, value.where, f"unknown key; {hint}")
         elif first in MAPPINGS:
             if rest:
@@ -116,8 +115,7 @@ class StageReader:
             known = ", ".join(KINDS)
             self._wrong("uses", self.where, f"missing: say what the stage does ({known})")
         elif str(value.value) not in KINDS:
-            near = nearest(str(value.value), KINDS)
-            hint = f"did you mean {near}?" if near else f"there is {', '.join(KINDS)}"
+            hint = hint_for(str(value.value), KINDS)
             self._wrong("uses", value.where, f"unknown kind {value.value}; {hint}")
         else:
             return KINDS[str(value.value)]
@@ -158,8 +156,7 @@ class StageReader:
         for key, value in self.below.get("outputs", {}).items():
             name, _, inner = key.partition(".")
             if kind.outputs is not None and name not in kind.outputs:
-                near = nearest(name, kind.outputs)
-                hint = f"did you mean {near}?" if near else f"there is {', '.join(kind.outputs)}"
+                hint = hint_for(name, kind.outputs)
                 self._wrong(f"outputs.{key}", value.where, f"no such output; {hint}")
                 continue
             before = found.get(name, Output(name, f"{pipeline}-{self.name}-{name}", value.where))
@@ -312,8 +309,7 @@ class StageReader:
         found: dict[str, Any] = {}
         for key, value in self.below.get("resources", {}).items():
             if key not in RESOURCES:
-                near = nearest(key, RESOURCES)
-                hint = f"did you mean {near}?" if near else f"there is {', '.join(RESOURCES)}"
+                hint = hint_for(key, RESOURCES)
                 self._wrong(f"resources.{key}", value.where, f"unknown key; {hint}")
             elif not _is_number(value.value) or value.value < 0:
                 text = f"{value.value}: expected a number, 0 or more"

@@ -8,7 +8,6 @@ storing are `execute.py`'s. No torch is imported before a stage works.
 
 from __future__ import annotations
 
-import errno
 import json
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from saccade.config.errors import InputError, OutsideError, Preempted, SaccadeError
+from saccade.config.errors import OutsideError, Preempted, SaccadeError
 from saccade.config.layers import Layer, Value
 from saccade.config.resolve import Resolved, resolve
 from saccade.config.schema import Config
@@ -27,13 +26,12 @@ from saccade.evaluation.dataset_scores import MEANINGS
 from saccade.evaluation.load import Progress
 from saccade.pipeline.deploy import deploy_stage
 from saccade.pipeline.graph import Stage
+from saccade.pipeline.programs import not_started
 from saccade.pipeline.stage_data import data_stage
 from saccade.training.guards import StopRequest
 from saccade.training.rundir import MEASURING_KEYS, RunDir
 
 POLL_SECONDS = 0.05
-NO_PROGRAM = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENOEXEC)
-"""Why a program cannot be started when its name is wrong."""
 RUN_LEAVES_OUT = (
     "checkpoints", "inputs", "wandb", "stage.json", "spent.json", "failed.json", "launch.yaml",
 )  # fmt: skip
@@ -228,12 +226,8 @@ def run_command(words: Sequence[str], *, context: StageContext) -> int:
             process_group=0,  # Ctrl+C comes here first; it is passed on once, as SIGTERM
         )
     except OSError as error:
-        if error.errno not in NO_PROGRAM:
-            raise
-        raise InputError(
-            f"{context.stage.where}: {context.stage.name}: {words[0]} cannot be started"
-            f" ({error.strerror})\n  fix: give a program that is on PATH, or its path"
-        ) from error
+        where = f"{context.stage.where}: {context.stage.name}"
+        raise not_started(error, where=where, program=words[0]) from error
     context.stop.on_exit = child.kill
     told = False
     try:

@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saccade.config.errors import InputError, OutsideError, Preempted, SaccadeError
-from saccade.pipeline.stages import NO_PROGRAM
+from saccade.config.errors import OutsideError, Preempted, SaccadeError
+from saccade.pipeline.programs import not_started
+from saccade.pipeline.stage_state import taken
 from saccade.pipeline.sweep_plan import SweepPlan
 from saccade.pipeline.sweep_report import summarise, write_summary
 from saccade.pipeline.sweep_study import Study, lost_database_is_named
@@ -151,12 +152,8 @@ class SweepRunner:
                 )
             except OSError as error:
                 os.close(lock)
-                if error.errno not in NO_PROGRAM:
-                    raise
-                self.error = InputError(
-                    f"{self.plan.sweep.place('command')}: {job.words[0]} cannot be started"
-                    f" ({error.strerror})\n  fix: give a program that is on PATH, or its path"
-                )
+                where = self.plan.sweep.place("command")
+                self.error = not_started(error, where=where, program=job.words[0])
                 return
         os.pwrite(lock, f"{os.getpid()} {process.pid}".ljust(40).encode(), 0)
         self.running[trial.number] = Child(
@@ -310,9 +307,7 @@ def try_lock(path: Path) -> int | None:
     """Take a trial's lock; its descriptor, or None when another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not taken(descriptor):
         os.close(descriptor)
         return None
     os.ftruncate(descriptor, 0)  # the processes it named are gone

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade.config.errors import InputError
-from saccade.config.keys import all_keys, find_key, nearest, nearest_key
+from saccade.config.keys import all_keys, find_key, hint_for, nearest, nearest_key
 from saccade.config.layers import (
     CONFIG_DIR,
     GROUPS,
@@ -29,7 +29,7 @@ from saccade.config.layers import (
 )
 from saccade.config.resolve import format_problems
 from saccade.config.training_file import FLAT_NAMES
-from saccade.pipeline.pipeline_file import hint_for, line_of
+from saccade.pipeline.pipeline_file import line_of
 from saccade.pipeline.sweep_space import FIELDS, Parameter, read_parameter
 
 FOLDER = CONFIG_DIR / "sweeps"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade.config.errors import InputError
-from saccade.config.keys import nearest
+from saccade.config.keys import hint_for, nearest
 from saccade.config.layers import Layer, Value
 from saccade.config.resolve import Resolved, flatten
 from saccade.config.schema import Config
@@ -146,8 +146,7 @@ def filled_command(
         elif place in places and name is None:
             return str(places[place])
         known = [*(f"${{{one}}}" for one in places), *(f"${{parameters.{one}}}" for one in values)]
-        near = nearest(match[0], known)
-        hint = f"did you mean {near}?" if near else f"there is {', '.join(known)}"
+        hint = hint_for(match[0], known)
         raise InputError(f"{sweep.place('command')}: saccade.command: {match[0]}: unknown; {hint}")
 
     return [PLACE.sub(put, word) for word in sweep.command]

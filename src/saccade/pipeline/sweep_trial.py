@@ -10,8 +10,6 @@ lines such as `{"step": 3, "accuracy": 0.8}` to `${reports}`. Left out: starting
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade.config.resolve import to_yaml
-from saccade.pipeline.execute import own_programs
+from saccade.pipeline.programs import SACCADE, own_environment, own_programs
 from saccade.pipeline.sweep_plan import SweepPlan, filled_command
 from saccade.pipeline.targets import launch_words
 from saccade.training.rundir import RunDir, write_atomically
@@ -88,7 +86,7 @@ def prepare_trial(plan: SweepPlan, *, number: int, values: Mapping[str, Any]) ->
     """Write what the trial reads, and say how it is started; the same when it is continued."""
     folder = plan.trial_folder(number)
     folder.mkdir(parents=True, exist_ok=True)
-    env = _environment()
+    env = own_environment()
     write_atomically(folder / "parameters.json", json.dumps(values, indent=2) + "\n")
     if plan.sweep.command:
         reports = folder / "reports.jsonl"
@@ -104,9 +102,8 @@ def prepare_trial(plan: SweepPlan, *, number: int, values: Mapping[str, Any]) ->
 
 def train_words(plan: SweepPlan, config: Path) -> list[str]:
     """`saccade train`, or `saccade launch` for a target; the token makes it the same job again."""
-    saccade = [sys.executable, "-m", "saccade.cli"]
     if plan.sweep.target == "local":
-        return [*saccade, "train", "--config", str(config)]
+        return [*SACCADE, "train", "--config", str(config)]
     return launch_words(
         config, target=plan.sweep.target, token=f"{plan.sweep.name}-{config.parent.name}",
         to=config.parent,
@@ -119,7 +116,7 @@ def cancel_words(plan: SweepPlan, *, number: int) -> Sequence[str]:
         return ()
     root = ["--root", str(plan.folder)]
     run = plan.run_name(number)
-    return [sys.executable, "-m", "saccade.cli", "cancel", run, *root, "--yes"]
+    return [*SACCADE, "cancel", run, *root, "--yes"]
 
 
 def final_value(plan: SweepPlan, *, number: int, reports: Reports) -> float | None:
@@ -127,9 +124,3 @@ def final_value(plan: SweepPlan, *, number: int, reports: Reports) -> float | No
     done = None if plan.sweep.command else RunDir(plan.trial_folder(number)).done()
     value = (done or {}).get("metrics", {}).get(plan.sweep.metric)
     return reports.last if value is None else float(value)
-
-
-def _environment() -> dict[str, str]:
-    source = str(Path(__file__).parents[2])
-    paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)}
