@@ -15,6 +15,13 @@ settings.register_profile("saccade", deadline=None, derandomize=True)
 settings.load_profile("saccade")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Take the limit of fast tests from the slow ones."""
+    for item in items:
+        if item.get_closest_marker("slow") is not None:
+            item.add_marker(pytest.mark.timeout(0))
+
+
 @pytest.fixture(autouse=True)
 def _no_ambient_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own variables must not change what a test sees."""
