@@ -6,7 +6,7 @@ trained through the real command line, once per seed, and scored on puzzles whos
 never trained on. A table of exact accuracy per step of thinking and three bars flow out; a bar that
 is not met makes the exit code 1. Runs are kept, so a second call only measures. `--speed` prints
 training steps per second and peak memory against batch and cycles instead, `--extras` what each
-extra costs.
+extra costs; on a CPU also seconds of CPU time per step, which other work does not stretch.
 
     python benchmarks/recursion.py --seeds 0,1,2
     python benchmarks/recursion.py --speed
@@ -98,12 +98,11 @@ def table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
 
 def step_cost(
     *, batch: int, cycles: int, inner: int, device: str, extra: str = ""
-) -> tuple[float, float]:
-    """Training steps per second and peak memory in MB, measured in a process of its own."""
+) -> dict[str, float]:
+    """Steps per second, CPU seconds per step and peak memory in MB, in a process of its own."""
     case = f"{batch},{cycles},{inner},{extra},{device}"
     here = [sys.executable, str(Path(__file__)), "--one", case]
-    found = json.loads(subprocess.run(here, stdout=subprocess.PIPE, text=True, check=True).stdout)
-    return found["steps_per_s"], found["megabytes"]
+    return json.loads(subprocess.run(here, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def measure_one(text: str) -> dict[str, float]:
@@ -127,21 +126,31 @@ def measure_one(text: str) -> dict[str, float]:
     fresh = {"input_ids": ids, "labels": ids, "puzzles": torch.zeros_like(ids[:, 0])}
     carry = model.empty_carry(batch).refilled(fresh, start=model.start(batch))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    least_B, started = torch.full((batch,), 99, device=device), 0.0
+    least_B, started, cpu = torch.full((batch,), 99, device=device), 0.0, 0.0
     for step in range(SPEED_STEPS + 1):
         if step == 1:  # the first one warms up
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), time.process_time()
         carry, _, losses = model.step(carry, least_B=least_B)
         optimizer.zero_grad()
         more = sum(term_B.mean() for term_B in losses.extras.values())
         (losses.answer_B.mean() + losses.halt_B.mean() + more).backward()
         optimizer.step()
         float(carry.steps[0])  # waits for the device
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
     if device == "cuda":
         megabytes = torch.cuda.max_memory_allocated() / 1e6
-    return {"steps_per_s": SPEED_STEPS / seconds, "megabytes": megabytes}
+    return {
+        "steps_per_s": SPEED_STEPS / seconds, "cpu_s": cpu / SPEED_STEPS, "megabytes": megabytes,
+    }  # fmt: skip
+
+
+def cost_text(found: Mapping[str, float]) -> str:
+    """A measured step in words."""
+    return (
+        f"{found['steps_per_s']:7.2f} steps/s {found['cpu_s']:7.3f} CPU s/step"
+        f" {found['megabytes']:6.0f} MB"
+    )
 
 
 def main() -> int:
@@ -162,15 +171,16 @@ def main() -> int:
         print(f"6x6 Sudoku, width 96, {args.device}, {threads} threads")
         for cycles, inner in CYCLES:
             for batch in BATCHES:
-                rate, size = step_cost(batch=batch, cycles=cycles, inner=inner, device=args.device)
-                print(f"T={cycles} n={inner} batch {batch:4d}: {rate:6.2f} steps/s {size:7.0f} MB")
+                found = step_cost(batch=batch, cycles=cycles, inner=inner, device=args.device)
+                print(f"T={cycles} n={inner} batch {batch:4d}: {cost_text(found)}", flush=True)
         return 0
     if args.extras:
         base = 0.0
         for extra in EXTRAS:
-            rate, size = step_cost(batch=64, cycles=1, inner=2, device=args.device, extra=extra)
-            base = base or rate
-            print(f"{extra or 'plain':10s} {rate:6.2f} steps/s  x{base / rate:.2f} {size:7.0f} MB")
+            found = step_cost(batch=64, cycles=1, inner=2, device=args.device, extra=extra)
+            spent = found["cpu_s"] if args.device == "cpu" else 1 / found["steps_per_s"]
+            base = base or spent
+            print(f"{extra or 'plain':10s} x{spent / base:.2f} {cost_text(found)}", flush=True)
         return 0
     seeds = [int(one) for one in args.seeds.split(",")]
     results: dict[str, list[dict[str, Any]]] = {

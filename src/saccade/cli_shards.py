@@ -105,8 +105,10 @@ def _build(resolved: Resolved, **how: Any) -> dict[str, Any]:
 
 
 def _build_and_train(resolved: Resolved, **how: Any) -> dict[str, Any]:
-    from saccade.pipeline.shards import build_beside
+    from saccade.pipeline.shards import build_beside, refuse_other_data
     from saccade.training.run import train
+
+    refuse_other_data(resolved.config)
 
     def work() -> dict[str, Any]:
         return train(resolved, console=out.stderr())

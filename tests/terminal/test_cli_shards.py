@@ -57,6 +57,12 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         saccade(*BUILD, "shards.sources=[{type: stories, path: none.txt}]", folder=tmp_path), code=2
     )
     assert "none.txt: no such file or folder" in message
+    message = refused(saccade(*BUILD, "recursion", folder=tmp_path), code=2)
+    assert "data.train.type=sudoku: this recipe trains on no shards" in message
+    elsewhere = (*BUILD, "recursion", "arch=multimodal", "shards.path=here")
+    message = refused(saccade(*elsewhere, folder=tmp_path), code=2)
+    assert "data.train.path=shards: the shards are built in here" in message
+    assert not (tmp_path / "here").exists()
 
 
 @pytest.mark.slow

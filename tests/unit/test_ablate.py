@@ -28,6 +28,9 @@ from saccade.pipeline.variants import (
     packaged_ablations,
     read_ablation,
 )
+from saccade.pipeline.worker import _training_facts
+from saccade.training.events import EventLog
+from saccade.training.rundir import RunDir
 from tests.scored_run import OVERRIDES, base_folder
 
 SMALL = """
@@ -101,6 +104,7 @@ def test_a_setting_keeps_the_line_it_stands_in(tmp_path: Path) -> None:
         ("selector.scores: [salience]", "run.seed: 4", "the ablation decides it"),
         ("selector.scores: [salience]", "data: scenes-smal", "did you mean scenes-small"),
         ("  alone:", "  A b:", "a variant's name is a folder"),
+        ("groups: [scores]", "times: 0", r":8: variants.alone.times: expected number > 0"),
         ("groups: [scores]", "groups: {a: b}", "groups.a: expected a list of names"),
         ("recipe: relevance", "", "recipe: required but not given"),
         ("  noise:", "  noise: [", "not YAML"),
@@ -154,6 +158,33 @@ def test_another_recipe_than_the_files_is_refused(tmp_path: Path) -> None:
         plan_ablation(small(tmp_path), resolve=other)
     with pytest.raises(InputError, match="no ablation ships for this recipe"):
         find_ablation("tiny-base")
+
+
+def test_a_variant_may_train_so_many_times_the_steps_whatever_they_are(tmp_path: Path) -> None:
+    ablation = small(tmp_path, SMALL.replace("groups: [scores]", "times: 1.5"))
+    plan = plan_ablation(ablation, resolve=resolver(tmp_path, "training.steps=33"))
+    steps = {one.variant.name: one.resolved.config.training.steps for one in plan.trials}
+    assert steps == {"whole": 33, "alone": 50, "noise": 33}
+    # what else it sets stays, and the file's own variant is left as it was
+    assert plan.ablation.variants[1].settings() == {
+        "selector.scores": ["salience"], "training.steps": 50,
+    }  # fmt: skip
+    assert "training.steps" not in ablation.variants[1].settings()
+
+
+def test_seconds_of_training_count_the_steps_that_were_not_logged(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    log = EventLog(run.events_file)
+    log.append(
+        "plan", samples=9, samples_per_step=4, trainable_parameters=7, parameters={}, groups={},
+        tokens={}, memory={},
+    )  # fmt: skip
+    for step, rate in ((10, 8.0), (20, 4.0), (25, 4.0)):
+        log.append(
+            "step", step=step, loss=1.0, metrics={}, learning_rate=0.1, grad_norm=1.0,
+            samples_per_s=rate, tokens_per_s=rate, sample_ids=[],
+        )  # fmt: skip
+    assert _training_facts(run) == {"trainable_parameters": 7, "train_seconds": 5 + 10 + 5}
 
 
 def test_trials_are_ordinary_runs_named_by_variant_and_seed(tmp_path: Path) -> None:

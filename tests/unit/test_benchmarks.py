@@ -81,3 +81,21 @@ def test_the_speed_benchmark_states_parts_and_ceiling(tmp_path: Path) -> None:
     assert spent["resize"] == spent["pixels"]
     assert all(row["kv_bytes"] < full["kv_bytes"] for arm, row in rows.items() if arm != "full")
     assert found["ceiling"]["flops"] > 1.0
+
+
+def test_rules_of_stopping_stand_beside_each_other_with_their_spread() -> None:
+    halting = load("halting")
+
+    def scored(right: float) -> dict[str, Any]:
+        stop = {"accuracy": right, "mean_steps": 2.0}
+        return {
+            "accuracy": right, "accuracy_by_step": [0.5] * 4, "overthinking": 0.1,
+            "halting": stop, "published": stop,
+        }  # fmt: skip
+
+    learned = {**scored(0.9), "q_halting": {"accuracy": 0.8, "mean_steps": 1.5}}
+    rows = halting.rows({("hard", "bce"): [scored(0.8), scored(0.9)], ("hard", "q"): [learned]})
+    assert rows[1] == ["hard", "bce", "all steps", "85.0 +- 7.1", "4.00 +- 0.00", "10.0 +- 0.0"]
+    assert [row[2] for row in rows[1:]].count("learned values") == 1
+    assert rows[-1] == ["hard", "q", "learned values", "80.0", "1.50", ""]
+    assert len({line.index("all steps") for line in halting.aligned(rows).split("\n")[1:5:3]}) == 1

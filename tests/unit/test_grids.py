@@ -166,10 +166,12 @@ def test_the_three_layouts_give_the_same_tasks(tmp_path: Path) -> None:
     ("broken", "message"),
     [
         ("{", "not JSON"),
-        ('{"train": []}', "no list 'train'"),
-        ('{"train": [{"input": [[1]], "output": [[10]]}], "test": []}', "holds the value 10"),
-        ('{"train": [{"input": [[1], [1, 2]], "output": [[1]]}], "test": []}', "not a grid"),
-        ('{"train": [{"input": [[1]]}], "test": []}', "train 0: output is not a grid"),
+        ('{"test": []}', "no list 'train'"),
+        ('{"train": [], "test": []}', "'train' is empty"),
+        ('{"train": [{"input": [[1]], "output": [[1]]}], "test": []}', "'test' is empty"),
+        ('{"train": [{"input": [[1]], "output": [[10]]}], "test": [[]]}', "holds the value 10"),
+        ('{"train": [{"input": [[1], [1, 2]], "output": [[1]]}], "test": [[]]}', "not a grid"),
+        ('{"train": [{"input": [[1]]}], "test": [[]]}', "train 0: output is not a grid"),
     ],
 )
 def test_a_broken_task_is_named_with_its_place(tmp_path: Path, broken: str, message: str) -> None:

@@ -79,6 +79,17 @@ def test_a_step_without_fresh_samples_goes_on_thinking() -> None:
     assert own.slots.positions(0) == []
 
 
+def test_the_halting_score_is_not_judged_before_anything_was_right() -> None:
+    own = recipe()
+    batch = own.enter(own.collate([own.source[i] for i in range(4)]), micro=0)
+    own.loss(batch, step=0, denominator=torch.tensor(64.0))
+    assert own.resting(0) == ["halt_head"]
+    carry = own.slots.carries[0]
+    carry.labels.fill_(-100)  # nothing is asked, so everything is right
+    own.loss({**batch, "labels": carry.labels}, step=1, denominator=torch.tensor(64.0))
+    assert own.resting(1) == []
+
+
 def test_measuring_a_batch_leaves_the_slots_alone() -> None:
     own = recipe()
     batch = own.collate([own.source[i] for i in range(3)])

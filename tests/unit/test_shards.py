@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from saccade.config.shards import ShardsConfig, ShardSource
 from saccade.data.grids.canvas import crop
 from saccade.data.samples import DataError
 from saccade.data.shards import estimate as estimating
+from saccade.data.shards import manifest
 from saccade.data.shards.encode import Pooling, pooling_weights, split_parts
 from saccade.data.shards.manifest import builder_lock, read_manifest
 from saccade.data.shards.reader import ShardOrder, ShardReader, ShardStream
@@ -178,12 +182,24 @@ def test_another_plan_is_refused_by_what_differs(tmp_path: Path) -> None:
     assert builder(config(tmp_path / "s", capsules=9)).build(rebuild=True).complete
 
 
-def test_two_builders_do_not_share_a_folder(tmp_path: Path) -> None:
+def test_two_builders_do_not_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "LOCK_SECONDS", 0.2)
     with (
         builder_lock(tmp_path / "s"),
         pytest.raises(InputError, match="another process is building here"),
     ):
         builder(config(tmp_path / "s")).build()
+
+
+def test_a_builder_outlasts_a_reader_that_looks_whether_anyone_builds(tmp_path: Path) -> None:
+    with builder_lock(tmp_path / "s"):
+        pass
+    looking = os.open(tmp_path / "s" / manifest.LOCK, os.O_RDWR)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    threading.Timer(0.2, os.close, [looking]).start()
+    assert builder(config(tmp_path / "s")).build().complete
 
 
 def test_a_damaged_shard_is_named_skipped_only_if_told_and_repaired_on_request(

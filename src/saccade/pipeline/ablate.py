@@ -117,6 +117,8 @@ def plan_ablation(
         )
     name = "-".join(filter(None, (base.run.name or base.recipe, ablation.own_name)))
     folder = base.run.root / f"{prefix}-{name}"
+    lasting = [variant.lasting(base.training.steps) for variant in ablation.variants]
+    ablation = replace(ablation, variants=tuple(lasting))
     ablation = _without_degenerate_points(ablation, resolve)
     chosen = ablation.choose(only)
     seeds = tuple(dict.fromkeys(seeds)) or (base.run.seed,)

@@ -10,6 +10,7 @@ command continues both. Left out: what is built (`data/shards`) and what is trai
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -20,9 +21,10 @@ from typing import IO, Any
 
 import torch
 
-from saccade.config.errors import OutsideError, SaccadeError
+from saccade.config.errors import InputError, OutsideError, SaccadeError
 from saccade.config.resolve import Resolved
 from saccade.config.schema import Config
+from saccade.config.shards import EncodedSource
 from saccade.data.shards.builder import Builder, Progress, Summary
 from saccade.data.shards.estimate import Estimate
 from saccade.data.shards.manifest import Manifest, read_manifest
@@ -66,6 +68,22 @@ def build_shards(
         )
 
 
+def refuse_other_data(config: Config) -> None:
+    """Raise InputError where the recipe would train on something else than what is built."""
+    built, data = config.shards.path, config.data
+    if not isinstance(data.train, EncodedSource):
+        raise InputError(
+            f"data.train.type={data.train.type}: this recipe trains on no shards"
+            "\n  fix: `recursion arch=multimodal`, or only build with --dataset-only"
+        )
+    for split, source in (("train", data.train), ("eval", data.eval)):
+        if isinstance(source, EncodedSource) and source.path.resolve() != built.resolve():
+            raise InputError(
+                f"data.{split}.path={source.path}: the shards are built in {built}"
+                f"\n  fix: data.{split}.path={built}, the same as shards.path"
+            )
+
+
 def build_beside(
     resolved: Resolved,
     *,
@@ -81,6 +99,9 @@ def build_beside(
     with (folder / LOG).open("wb") as log:
         child = _start(resolved, rebuild=rebuild, repair=repair, log=log)
         try:
+            # takes seconds, in which the builder works on its first shard
+            importlib.import_module("saccade.training.trainers")
+            importlib.import_module("saccade.training.callbacks")
             _follow(child, resolved.config, until_done=not incremental, progress=progress)
             metrics = _trained(train, child, resolved.config)
             _follow(child, resolved.config, until_done=True, progress=progress)

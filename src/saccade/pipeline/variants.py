@@ -3,7 +3,8 @@
 A YAML file flows in; a checked `Ablation` flows out, every setting with its line, so that a mistake
 in a value is reported where it stands. A file names its `recipe`, the variant all others are
 compared with (`reference`) and the `variants`: for each `set` (keys and values on top of everything
-else), `groups` (which question it belongs to) and `about` (one sentence). A `grid` of keys with
+else), `times` (so many times the steps of training), `groups` (which question it belongs to) and
+`about` (one sentence). A `grid` of keys with
 lists adds every combination as a variant of the group `grid`. Packaged files stand in
 `config/ablations/`. Left out: running them (`ablate.py`).
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ EXPECTED = {
     "about": "expected one sentence",
     "groups": "expected a list of names",
     "set": "expected keys and values below it",
+    "times": "expected number > 0",
 }
 VARIANT_KEYS = tuple(EXPECTED)
 GRID = "grid"
@@ -47,12 +49,24 @@ RESERVED = ("recipe", "run")
 
 @dataclass(frozen=True)
 class Variant:
-    """One variation: `layer` holds its settings with the places they stand at."""
+    """One variation: `layer` holds its settings with the places they stand at.
+
+    It trains `times` as many steps as the others, whatever their number is.
+    """
 
     name: str
     about: str = ""
     groups: tuple[str, ...] = ()
     layer: Layer = field(default_factory=Layer)
+    times: float = 1.0
+
+    def lasting(self, steps: int) -> Variant:
+        """The same with its steps of training counted out, where the others make so many."""
+        if self.times == 1.0:
+            return self
+        layer = replace(self.layer, values=dict(self.layer.values))
+        layer.put("training.steps", max(1, round(self.times * steps)), where=f"variant {self.name}")
+        return replace(self, layer=layer)
 
     def settings(self) -> dict[str, Any]:
         """What it sets, as {key: value}."""
@@ -171,17 +185,19 @@ class _Reading:
 
     def variant(self, name: str) -> Variant:
         """Put one variant's entries together."""
-        about, groups, layer = "", (), Layer()
+        about, groups, layer, times = "", (), Layer(), 1.0
         for key, value in self.fields[name].items():
             if key == "about":
                 about = str(value.value)
             elif key == "groups":
                 groups = self._groups(f"variants.{name}.groups", value)
+            elif key == "times" and _is_positive(value.value):
+                times = float(value.value)
             elif key.startswith("set."):
                 self._setting(key.removeprefix("set."), value, layer=layer)
             elif value.value not in (None, {}):
                 self._wrong(f"variants.{name}.{key}", value, EXPECTED[key.partition(".")[0]])
-        return Variant(name, about=about, groups=groups, layer=layer)
+        return Variant(name, about=about, groups=groups, layer=layer, times=times)
 
     def grid_variants(self, *, taken: Sequence[str]) -> list[Variant]:
         """Every combination of the grid's values, named by them."""
@@ -213,8 +229,7 @@ class _Reading:
         if names and reference is not None and reference.value not in names:
             self._unknown("reference", reference, str(reference.value), names, what="variant")
         speed = self.top.get("seconds_per_sample")
-        number = speed is not None and isinstance(speed.value, (int, float))
-        if speed is not None and not (number and speed.value > 0):
+        if speed is not None and not _is_positive(speed.value):
             self._wrong("seconds_per_sample", speed, "expected number > 0")
 
     def _groups(self, key: str, value: Value) -> tuple[str, ...]:
@@ -246,3 +261,7 @@ class _Reading:
 
     def _wrong(self, key: str, value: Value, message: str) -> None:
         self.problems.append(Problem(value.where, message, key=key))
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0

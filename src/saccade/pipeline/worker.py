@@ -112,10 +112,14 @@ def _training_facts(run: RunDir) -> dict[str, Any]:
     events = read_events(run.events_file)
     plans: list[Mapping[str, Any]] = [event for event in events if event["type"] == "plan"]
     per_step = plans[-1]["samples_per_step"] if plans else 0
-    rates = [step["samples_per_s"] for step in step_series(events)]
+    seconds, before = 0.0, 0
+    for step in step_series(events):  # of every so many steps (`training.log_every`)
+        if step["samples_per_s"]:
+            seconds += (step["step"] - before) * per_step / step["samples_per_s"]
+        before = step["step"]
     return {
         "trainable_parameters": plans[-1]["trainable_parameters"] if plans else None,
-        "train_seconds": round(sum(per_step / rate for rate in rates if rate), 3),
+        "train_seconds": round(seconds, 3),
     }
 
 

@@ -139,8 +139,9 @@ def _task(value: Any, *, name: str, where: str, solutions: Any = None) -> Task:
     parts = {}
     for part in ("train", "test"):
         rows = value.get(part) if isinstance(value, Mapping) else None
-        if not isinstance(rows, list) or (part == "train" and not rows):
-            raise DataError(f"there is no list {part!r}", where=label, fix="see the ARC layout")
+        if not isinstance(rows, list) or not rows:
+            problem = f"there is no list {part!r}" if rows != [] else f"{part!r} is empty"
+            raise DataError(problem, where=label, fix="see the ARC layout")
         parts[part] = rows
     if solutions is not None and len(solutions) != len(parts["test"]):
         raise DataError(

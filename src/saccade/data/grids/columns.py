@@ -45,6 +45,15 @@ def read_columns(path: Path, *, limit: int | None = None) -> Iterator[Puzzle]:
     """Read puzzles line by line; raises `DataError` naming the line of a broken one."""
     if not path.is_file():
         raise InputError(f"{path}: no such file\n  fix: a CSV with columns {', '.join(COLUMNS)}")
+    try:
+        yield from _read(path, limit=limit)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"this is not a CSV ({error})", where=str(path), fix="save it as UTF-8 text"
+        ) from error
+
+
+def _read(path: Path, *, limit: int | None) -> Iterator[Puzzle]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         missing = [name for name in ("question", "answer") if name not in (reader.fieldnames or [])]

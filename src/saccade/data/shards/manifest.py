@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -25,6 +26,7 @@ from saccade.data.samples import DataError
 FORMAT = 1
 MANIFEST = "manifest.json"
 LOCK = ".building"
+LOCK_SECONDS, LOCK_POLL_SECONDS = 10.0, 0.05
 CHUNK_BYTES = 1 << 20
 
 
@@ -192,20 +194,33 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def builder_lock(folder: Path) -> Iterator[None]:
-    """Hold the folder as its only builder; a kill lets go of it."""
+    """Hold the folder as its only builder; a kill lets go of it.
+
+    Waits a little first: a reader looks through the same lock, and a builder whose parent was
+    killed finishes its batch.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{folder}: another process is building here"
-                "\n  fix: wait for it, or choose another shards.path"
-            ) from None
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not _locked(descriptor):
+            if time.monotonic() >= deadline:
+                raise InputError(
+                    f"{folder}: another process is building here"
+                    "\n  fix: wait for it, or choose another shards.path"
+                )
+            time.sleep(LOCK_POLL_SECONDS)
         yield
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def is_building(folder: Path) -> bool:

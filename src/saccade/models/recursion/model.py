@@ -89,7 +89,7 @@ class RecursiveModel(nn.Module):
         )  # fmt: skip
         self.capsules = None
         if geometry.capsules:
-            self.capsules = CapsuleInput(geometry.capsule_width, width=width)
+            self.capsules = CapsuleInput(geometry.capsules, geometry.capsule_width, width=width)
 
     @property
     def q_halting(self) -> QHalting | None:

@@ -63,6 +63,7 @@ class RecursionRecipe:
         self.average = WeightAverage(self.model, decay=self.settings.ema_decay)
         self.slots = Slots(self.model, share=Share(config.training.batch_size, 1, 1, 0))
         self.now = 0
+        self.was_right = torch.zeros((), dtype=torch.bool)
         self.signs: SignDescent | None = None
         if self.model.puzzle is not None:
             self.signs = SignDescent(
@@ -115,6 +116,7 @@ class RecursionRecipe:
             carry = slots.carries[micro]
             after, found = self._think(carry, micro=micro, step=step)
             slots.carries[micro] = after
+        self.was_right = found.right_B.any() | self.was_right.to(found.right_B.device)
         own = self.config.training.batch_size * self.config.training.accumulation
         total = found.answer_B.sum() + settings.halt_weight * found.halt_B.sum()
         total = total + sum(term_B.sum() for term_B in found.extras.values())
@@ -236,9 +238,13 @@ class RecursionRecipe:
         return {name: parameters for name, parameters in named.items() if parameters}
 
     def resting(self, step: int) -> list[str]:
-        """Extras that have nothing to learn from yet."""
+        """What has nothing to learn from yet: some extras, and halting before a first success.
+
+        The first right answers raise the gradient of the halting score a hundredfold.
+        """
         extras = self.model.core.all_extras()
-        return [type(extra).__name__ for extra in extras if extra.rests()]
+        idle = [type(extra).__name__ for extra in extras if extra.rests()]
+        return idle if self.was_right else [*idle, "halt_head"]
 
     # state ---------------------------------------------------------------------------------------
 

@@ -14,20 +14,17 @@ from torch import Tensor, nn
 
 from saccade.models.recursion.blocks import Linear, rms_norm, truncated_normal_
 
-MOST = 64
-"""Capsules that have a place of their own."""
-
 
 class CapsuleInput(nn.Module):
     """Projects capsules to the width of the recursion and tells them apart by place."""
 
-    def __init__(self, capsule_width: int, *, width: int) -> None:
+    def __init__(self, capsules: int, capsule_width: int, *, width: int) -> None:
         super().__init__()
         self.project = Linear(capsule_width, width)
         # embeddings are scaled by sqrt(width) later, so both parts start at 1/sqrt(width)
         self.project.weight.data.mul_(width**-0.5)
-        self.places = nn.Parameter(truncated_normal_(torch.empty(MOST, width), std=width**-0.5))
+        self.places = nn.Parameter(truncated_normal_(torch.empty(capsules, width), std=width**-0.5))
 
     def forward(self, capsules_BCE: Tensor) -> Tensor:
         read_BCE = rms_norm(capsules_BCE.to(self.project.weight.dtype))
-        return self.project(read_BCE) + self.places[: capsules_BCE.shape[1]]
+        return self.project(read_BCE) + self.places
