@@ -1,4 +1,5 @@
-"""The verb `saccade eval`: a run's score, its heat maps, or an official harness's score of it.
+"""The verb `saccade eval`: a run's score, its heat maps, an official harness's score of it, or
+whether a file of written code passes its tests.
 
 What was typed flows in; the work is done in `evaluation/`. Tables or JSON go to stdout, progress
 and the harness's log to stderr. Left out: comparing selectors (`saccade compare`).
@@ -45,6 +46,13 @@ Results = Annotated[
     Path | None,
     typer.Option("--results", help="Only import this ..._results.json that the harness wrote."),
 ]
+RunCode = Annotated[
+    bool,
+    typer.Option("--run-code", help="RUN is a .jsonl of completions: run them, in a sandbox."),
+]
+Problems = Annotated[
+    Path | None, typer.Option("--problems", help="HumanEval-style .jsonl with the tests.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -65,6 +73,8 @@ def evaluate(
     python: Python = None,
     include: Include = None,
     results: Results = None,
+    run_code: RunCode = False,
+    problems: Problems = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a run on its held-out samples; every prediction is kept.
@@ -77,6 +87,7 @@ def evaluate(
     - `saccade eval relevance --heatmaps`
     - `saccade eval recursion recursion.eval_steps=32`
     - `saccade eval relevance --official lmms-eval --tasks vqav2_val --python env/bin/python`
+    - `saccade eval completions.jsonl --problems HumanEval.jsonl --run-code`
     """
     from saccade.cli_inputs import export_dotenv, open_run
 
@@ -84,6 +95,12 @@ def evaluate(
         raise InputError("--tasks, --python, --include and --results belong to --official")
     if heatmaps + rejudge + (official is not None) > 1:
         raise InputError("choose one of --heatmaps, --rejudge and --official")
+    if run.endswith(".jsonl"):
+        result, table = _code(Path(run), problems=problems, run_code=run_code, limit=limit)
+        out.write_json(result) if as_json else out.render(table)
+        return
+    if run_code or problems:
+        raise InputError(f"{run}: --run-code and --problems want a .jsonl file of completions")
     export_dotenv()
     opened = open_run(run, overrides or [])
     if official is not None:
@@ -119,11 +136,27 @@ def _score(opened: RunDir, *, rejudge: bool, **wanted: Any) -> tuple[dict[str, A
         from saccade.evaluation.reasoning import reasoning_table
 
         return result, reasoning_table(result)
+    if result.get("reads") == "stream":
+        from saccade.evaluation.reading import reading_table
+
+        return result, reading_table(result)
     if result.get("recipe") == "recursion":
         out.show_note(f"pictures: {opened.figures}/thinking.png, puzzle.png, puzzle.gif")
         return result, thinking_table(result)
     table = evaluation_table(result)
     return result, Group(table, scores_table(result)) if result["scores"] else table
+
+
+def _code(
+    file: Path, *, problems: Path | None, run_code: bool, limit: int | None
+) -> tuple[dict[str, Any], Any]:
+    from saccade.evaluation.coding import coding_table, judge_file
+
+    with out.progress_bar() as progress:
+        result = judge_file(
+            file, problems=problems, run_code=run_code, limit=limit, progress=progress
+        )
+    return result, coding_table(result)
 
 
 def _heat_maps(opened: RunDir, *, arm: str, **wanted: Any) -> tuple[dict[str, Any], Any]:

@@ -41,6 +41,8 @@ class RecursionConfig(Node):
     """What mixes positions: attention, or a feed-forward layer across positions (fixed length)."""
     positions: Literal["rope", "learned", "none"] = "rope"
     """How positions are told apart: rotation inside attention, a learned table, or not at all."""
+    causal: bool = False
+    """Let a position see itself and those before it only, as text needs (`mixer=attention`)."""
     rope_theta: Annotated[float, Field(gt=0.0)] = 10_000.0
     """Base of the rotation's wavelengths."""
     cycles: PositiveInt = 3
@@ -90,6 +92,11 @@ class RecursionConfig(Node):
         if self.mixer == "attention" and self.width % (2 * self.heads):
             raise ValueError(
                 f"width={self.width} does not split into {self.heads} heads of an even width"
+            )
+        if self.causal and (self.mixer == "mlp" or self.planning.enabled):
+            raise ValueError(
+                "causal=true needs mixer=attention and planning.enabled=false: a token MLP and the"
+                " mixture of paths look at all positions"
             )
         if self.mixer == "mlp" and self.positions == "rope":
             raise ValueError("positions=rope needs mixer=attention; use positions=none")

@@ -14,6 +14,7 @@ from saccade.config.grids import ArcSource, ColumnsSource
 from saccade.config.nodes import Node, NonNegative, NonNegativeInt, RowField
 from saccade.config.recursion import MazeSource, SudokuSource
 from saccade.config.shards import EncodedSource
+from saccade.config.streams import StreamSource
 from saccade.config.thoughts import LogicSource
 
 
@@ -198,7 +199,7 @@ class LayoutSource(Node):
 Source = Annotated[
     ScenesSource | JsonlSource | ParquetSource | FolderSource | HubSource | LayoutSource
     | ProbingSource | CaptionsSource | PreferenceSource | SudokuSource | MazeSource
-    | ArcSource | ColumnsSource | EncodedSource | LogicSource,
+    | ArcSource | ColumnsSource | EncodedSource | LogicSource | StreamSource,
     Field(discriminator="type"),
 ]  # fmt: skip
 

@@ -30,6 +30,7 @@ from saccade.config.schema import (
     SudokuSource,
 )
 from saccade.config.shards import EncodedSource
+from saccade.config.streams import StreamSource
 from saccade.config.thoughts import LogicSource
 from saccade.data.rows import RowReader, image_key, match_columns
 from saccade.data.samples import DataError, Sample
@@ -140,6 +141,10 @@ def open_source(source: Source) -> SampleSource:
         from saccade.data.generate.logic import LogicQuestions
 
         return LogicQuestions(source)
+    if isinstance(source, StreamSource):
+        from saccade.data.reading import StreamWindows
+
+        return StreamWindows(source)
     if isinstance(source, EncodedSource):
         from saccade.data.shards.puzzles import EncodedPuzzles
 

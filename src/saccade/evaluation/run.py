@@ -20,9 +20,10 @@ from typing import Any
 
 from saccade.config.errors import InputError
 from saccade.config.schema import Budget, Source
+from saccade.config.streams import StreamSource
 from saccade.data.samples import DataError
 from saccade.data.sources import open_source
-from saccade.evaluation import reasoning, thinking
+from saccade.evaluation import reading, reasoning, thinking
 from saccade.evaluation.dataset_scores import dataset_scores, is_caption, judged_together
 from saccade.evaluation.load import (
     LoadedRun,
@@ -66,6 +67,8 @@ def evaluate_run(
     exists, the newest checkpoint. Raises InputError for an arm the run has not.
     """
     config = run.config()
+    if isinstance(config.data.eval, StreamSource) and config.recipe == "recursion":
+        return reading.evaluate_reading(run, limit=limit, checkpoint=checkpoint, progress=progress)
     if config.recipe == "recursion":
         return thinking.evaluate_thinking(
             run, limit=limit, checkpoint=checkpoint, progress=progress
@@ -102,6 +105,8 @@ def rejudge(run: RunDir) -> dict[str, Any]:
             f"\n  fix: `saccade eval {run.path}` without --rejudge"
         )
     if run.config().recipe == "recursion":
+        if isinstance(run.config().data.eval, StreamSource):
+            return reading.rejudge_reading(run)
         return thinking.rejudge_thinking(run)
     if not run.predictions_file.is_file():
         raise InputError(

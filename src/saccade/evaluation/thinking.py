@@ -51,12 +51,18 @@ def evaluate_thinking(
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Let the run's model think about its held-out samples; writes predictions and summary."""
+    from saccade.training.recipes.reading import asks_ahead
     from saccade.training.recipes.recursion import answer_all, puzzle_source
 
     config = run.config()
     folder = weights_folder(run, checkpoint=checkpoint)
     model = load_thinker(run, folder)
     source = puzzle_source(open_source(config.data.eval), key="data.eval")
+    if asks_ahead(source):
+        raise InputError(
+            "data.eval: text has no answers that are right or wrong, so rules of halting and extras"
+            f" cannot be compared by it\n  fix: `saccade eval {run.path}` tells its perplexity"
+        )
     count = min(limit or len(source), len(source))
     found = answer_all(
         model, source, count=count, steps=config.recursion.eval_steps,

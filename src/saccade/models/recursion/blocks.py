@@ -2,8 +2,8 @@
 
 Hidden states flow in and out, [B, S, D]. As published (arXiv 2510.04871 and its code): RMSNorm
 without gain, SwiGLU, no biases, truncated-normal weights of standard deviation 1/sqrt(inputs).
-Positions are mixed by attention or by a SwiGLU across them, which needs a fixed length. Left out:
-dropout, masks and causality, which grids do not need.
+Positions are mixed by attention or by a SwiGLU across them, which needs a fixed length. Causal
+attention is not published; text needs it. Left out: dropout and other masks.
 
 Shapes: B slots, S positions (prefix and tokens), D width, H heads, K width of a head.
 """
@@ -67,11 +67,13 @@ class SwiGLU(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention between all positions, which are told apart by rotation where asked to."""
+    """Attention between all positions, or to those before, told apart by rotation if asked to."""
 
-    def __init__(self, width: int, *, heads: int, length: int, theta: float | None) -> None:
+    def __init__(
+        self, width: int, *, heads: int, length: int, theta: float | None, causal: bool = False
+    ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
         self.rotates = theta is not None
@@ -86,7 +88,7 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x_BSD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.rotates:
             q, k = self._rotated(q), self._rotated(k)
-        mixed_BHSK = functional.scaled_dot_product_attention(q, k, v)
+        mixed_BHSK = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out(mixed_BHSK.transpose(1, 2).flatten(2))
 
     def _rotated(self, x_BHSK: Tensor) -> Tensor:
@@ -115,7 +117,9 @@ class Block(nn.Module):
             self.mix = SwiGLU(length, **size)
         else:
             theta = config.rope_theta if config.positions == "rope" else None
-            self.mix = Attention(config.width, heads=config.heads, length=length, theta=theta)
+            self.mix = Attention(
+                config.width, heads=config.heads, length=length, theta=theta, causal=config.causal
+            )
         self.feed = SwiGLU(config.width, **size)
 
     def forward(self, h_BSD: Tensor) -> Tensor:

@@ -45,6 +45,12 @@ from saccade.training.averages import WeightAverage
 from saccade.training.batches import SampleOrder, Share
 from saccade.training.checkpoints import Writer
 from saccade.training.gradients import GroupReport
+from saccade.training.recipes.reading import (
+    asks_ahead,
+    read_all,
+    reading_metrics,
+    refuse_unless_causal,
+)
 from saccade.training.recipes.slots import SlotBatches, Slots, no_samples
 from saccade.training.rundir import RunDir
 
@@ -58,6 +64,7 @@ class RecursionRecipe:
         self.config, self.settings = config, config.recursion
         _refuse_what_cannot_be(config)
         self.source = puzzle_source(open_source(config.data.train), key="data.train")
+        refuse_unless_causal(self.settings, self.source)
         self.geometry = geometry_of(self.source)
         self.model = build_model(config, self.geometry).to(pick_device(config.model))
         self.average = WeightAverage(self.model, decay=self.settings.ema_decay)
@@ -211,12 +218,17 @@ class RecursionRecipe:
 
     def evaluate(self, source: SampleSource, *, limit: int) -> dict[str, float]:
         self.model.eval()
+        wanted: dict[str, Any] = {
+            "count": min(limit, len(source)), "steps": self.settings.eval_steps,
+            "batch_size": self.config.eval.batch_size,
+        }  # fmt: skip
+        reads = asks_ahead(self.source)
         with self.averaged():
-            traced = answer_all(
-                self.model, source, count=min(limit, len(source)),
-                steps=self.settings.eval_steps, batch_size=self.config.eval.batch_size,
-            )  # fmt: skip
+            read = read_all(self.model, source, **wanted) if reads else []
+            traced = [] if reads else answer_all(self.model, source, **wanted)
         self.model.train()
+        if reads:
+            return reading_metrics(read)
         confidence = self.settings.halt_confidence
         verdicts = [StepVerdicts(t.right, t.cells, t.halt, same=t.same) for _, t in traced]
         return metrics(summarise(verdicts, confidence=confidence))
