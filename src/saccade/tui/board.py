@@ -23,6 +23,8 @@ from saccade.tui.runs import RunLook, RunReader
 from saccade.tui.tail import Tail
 
 LOW_DISK_BYTES = 200 << 20
+REST_LOOKS = 4
+"""A run that nobody trains is looked at again only after so many looks."""
 LAUNCH_KEYS = (
     "launch", "target", "where", "region", "machine", "strategy", "preemptions", "max_attempts",
     "usd", "usd_projected", "usd_per_hour", "budget", "watched_by", "over", "message", "detail",
@@ -58,6 +60,8 @@ class Board:
     root: Path
     readers: dict[str, RunReader] = field(default_factory=dict)
     views: dict[str, _Known] = field(default_factory=dict)
+    looks: dict[str, RunLook] = field(default_factory=dict)
+    count: int = 0
 
     def look(self, *, now: float) -> dict[str, Any]:
         """Return {root, problem, free_bytes, rows}; never raises for what is on disk."""
@@ -81,10 +85,20 @@ class Board:
         # a run that was shown and whose folder vanished stays, as a row that says so
         for name in names - self.readers.keys():
             self.readers[name] = RunReader(self.root / name)
-        looks = {name: reader.look(now=now) for name, reader in sorted(self.readers.items())}
-        for name in [name for name, one in looks.items() if one.state == "NO_RUN"]:
-            del looks[name], self.readers[name]
-        return looks
+        self.count += 1
+        for number, (name, reader) in enumerate(sorted(self.readers.items())):
+            known = self.looks.get(name)
+            rests = known is not None and known.state != "RUNNING" and known.reading >= 1.0
+            turn = (number + self.count) % REST_LOOKS == 0
+            if (
+                turn
+                or not rests
+                or (name in names) == (known is not None and known.state == "GONE")
+            ):
+                self.looks[name] = reader.look(now=now)
+        for name in [name for name, one in self.looks.items() if one.state == "NO_RUN"]:
+            del self.looks[name], self.readers[name]
+        return self.looks
 
     def _launches(self, *, now: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         rows, broken = [], []

@@ -91,6 +91,10 @@ class Base(Screen[None]):
 
     def _lines(self, *, now: float) -> None:
         self.query_one(Top).say(self.NAME, self.host.top_parts(now=now))
+        self.say_status(now=now)
+
+    def say_status(self, *, now: float) -> None:
+        """Write the status line: a failing source, the newest note, or a hint."""
         failed = [name for name in self.SOURCES if self.entry(name).error]
         if failed:
             known = self.entry(failed[0])
@@ -128,6 +132,8 @@ class Base(Screen[None]):
 
     def matches(self, text: str) -> bool:
         """Whether a row passes the filter."""
+        if not self.needle:
+            return True
         lower = text.lower()
         return all(word in lower for word in self.needle.lower().split())
 

@@ -105,7 +105,7 @@ class Listing(ModalScreen[None]):
 
     def whole(self, key: str) -> str:
         """The full text of a row."""
-        cells = dict(self.rows).get(key, {})
+        cells = dict(self.query_one(Grid).rows).get(key, {})
         return "\n".join(text for text, _ in cells.values() if text)
 
     def on_grid_moved(self, event: Grid.Moved) -> None:

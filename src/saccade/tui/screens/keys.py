@@ -12,7 +12,7 @@ from saccade.tui.widgets.grid import Row
 
 def key_rows(screen: Screen) -> list[Row]:
     """Every active binding: key, what it does, where it belongs."""
-    rows: dict[str, Row] = {}
+    found: dict[str, tuple[str, str, str]] = {}
     for active in screen.active_bindings.values():
         binding = active.binding
         what = binding.tooltip or binding.description
@@ -22,13 +22,12 @@ def key_rows(screen: Screen) -> list[Row]:
         shown = binding.key_display or screen.app.get_key_display(binding)
         where = "here" if active.node is screen else type(active.node).__name__.lower()
         where = "anywhere" if active.node is screen.app else where
-        if name in rows:
-            known = rows[name][1]["key"][0]
-            rows[name][1]["key"] = (f"{known} {shown}", "strong")  # type: ignore[index]
-            continue
-        rows[name] = (
-            name,
-            {"key": (shown, "strong"), "what": (what, "plain"), "where": (where, "dim")},
-        )
+        before = f"{found[name][0]} " if name in found else ""
+        found[name] = (before + shown, what, where)
     order = {"here": 0, "anywhere": 1}
-    return sorted(rows.values(), key=lambda row: order.get(row[1]["where"][0], 2))
+    return [
+        (name, {"key": (key, "strong"), "what": (what, "plain"), "where": (where, "dim")})
+        for name, (key, what, where) in sorted(
+            found.items(), key=lambda one: order.get(one[1][2], 2)
+        )
+    ]

@@ -8,6 +8,7 @@ out: one run in full (`run.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 from textual.app import ComposeResult
@@ -58,7 +59,12 @@ class Monitor(Base):
         """Draw the rows that pass the filter."""
         grid = self.query_one(Grid)
         curve = grid.width_of("curve")
-        grid.show([(row["key"], words.row_cells(row, now=now, curve=curve)) for row in self.rows()])
+        grid.show(
+            [
+                (row["key"], partial(words.row_cells, row, now=now, curve=curve))
+                for row in self.rows()
+            ]
+        )
 
     def rows(self) -> list[Mapping[str, Any]]:
         """Rows to show."""
@@ -84,7 +90,7 @@ class Monitor(Base):
 
     def on_grid_moved(self, event: Grid.Moved) -> None:
         """Say why at once."""
-        self.redraw()
+        self.say_status(now=self.host.now())
 
     def on_grid_opened(self, event: Grid.Opened) -> None:
         """Open the run."""

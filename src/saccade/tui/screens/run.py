@@ -213,7 +213,6 @@ class RunScreen(Base):
         self.query_one(TabbedContent).active = name
         for poller in self.pollers:
             poller.kick.set()
-        self.redraw()
 
     def action_turn(self, by: int) -> None:
         here = TABS.index(self.query_one(TabbedContent).active)
@@ -259,15 +258,12 @@ def _attempt_rows(row: Mapping[str, Any], regions: Mapping[int, str]) -> list[Ro
     rows: list[Row] = []
     for one in row.get("attempts") or ():
         price = one["usd_per_hour"]
-        rows.append(
-            (
-                str(one["attempt"]),
-                {
-                    "attempt": (str(one["attempt"]), "strong"), "where": (regions.get(one["attempt"], "?"), "plain"),
-                    "held": (f"{one['held_s']:.0f} s", "plain"),
-                    "price": ("?" if price is None else money(price), "plain"),
-                    "usd": (money(one["usd"]), "plain"),
-                },
-            )
-        )  # fmt: skip
+        cells = {
+            "attempt": (str(one["attempt"]), "strong"),
+            "where": (regions.get(one["attempt"], "?"), "plain"),
+            "held": (f"{one['held_s']:.0f} s", "plain"),
+            "price": ("?" if price is None else money(price), "plain"),
+            "usd": (money(one["usd"]), "plain"),
+        }
+        rows.append((str(one["attempt"]), cells))
     return rows

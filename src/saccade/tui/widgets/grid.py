@@ -8,7 +8,7 @@ The cursor stays on its row when rows move. Left out: what cells mean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,7 +24,9 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 Cell = tuple[str, str]
-Row = tuple[str, Mapping[str, Cell]]
+Cells = Mapping[str, Cell]
+Row = tuple[str, Cells | Callable[[], Cells]]
+"""A key and its cells, or what makes them: that is called only for rows that are seen."""
 GUTTER = 2
 MARK = "\u25b8 "
 
@@ -108,6 +110,7 @@ class Grid(ScrollView, can_focus=True):
         self._rows: list[Row] = []
         self._places: dict[str, int] = {}
         self._strips: dict[int, Strip] = {}
+        self._cells: dict[int, Cells] = {}
         self._layout: list[tuple[Column, int]] = []
 
     @property
@@ -116,9 +119,9 @@ class Grid(ScrollView, can_focus=True):
         return [key for key, _ in self._rows]
 
     @property
-    def rows(self) -> list[Row]:
-        """All rows."""
-        return self._rows
+    def rows(self) -> list[tuple[str, Cells]]:
+        """All rows, made now."""
+        return [(key, self._cells_of(index)) for index, (key, _) in enumerate(self._rows)]
 
     @property
     def key(self) -> str | None:
@@ -129,14 +132,12 @@ class Grid(ScrollView, can_focus=True):
         """Show these rows; only lines that differ are drawn again."""
         before, self._rows = self._rows, list(rows)
         if [key for key, _ in before] == [key for key, _ in self._rows]:
-            for index, (old, new) in enumerate(zip(before, self._rows, strict=True)):
-                if old[1] != new[1]:
-                    self._strips.pop(index, None)
-                    self._redraw(index)
+            self._compare()
             return
         key = before[self.cursor][0] if 0 <= self.cursor < len(before) else None
         self._places = {one: index for index, (one, _) in enumerate(self._rows)}
         self._strips.clear()
+        self._cells.clear()
         self.virtual_size = Size(self.size.width, len(self._rows) + 1)
         if self.styles.height is not None and self.styles.height.is_auto:
             self.refresh(layout=True)
@@ -145,6 +146,26 @@ class Grid(ScrollView, can_focus=True):
         self.refresh()
         if self.key is not None and self.key != key:
             self.post_message(self.Moved(self, self.key))
+
+    def _compare(self) -> None:
+        """Draw the rows that are seen and differ; the others are made when they are seen."""
+        before, self._cells = self._cells, {}
+        top = self.scroll_offset.y
+        seen = range(top, min(len(self._rows), top + self.size.height))
+        for index in list(self._strips):
+            if index not in seen:
+                del self._strips[index]
+        for index in seen:
+            if before.get(index) != self._cells_of(index):
+                self._strips.pop(index, None)
+                self._redraw(index)
+
+    def _cells_of(self, index: int) -> Cells:
+        cells = self._cells.get(index)
+        if cells is None:
+            made = self._rows[index][1]
+            cells = self._cells[index] = made() if callable(made) else made
+        return cells
 
     def width_of(self, key: str) -> int:
         """How wide a column is now; 0 when it is left out."""
@@ -195,7 +216,7 @@ class Grid(ScrollView, can_focus=True):
         here = index == self.cursor
         base = self.rich_style
         over = self.get_component_rich_style("grid--cursor") if here else None
-        cells = self._rows[index][1]
+        cells = self._cells_of(index)
         segments = [Segment(MARK if here else " " * GUTTER, base)]
         for column, size in self._layout:
             text, role = cells.get(column.key, ("", "plain"))
