@@ -8,9 +8,9 @@ schema. What words mean is in `cli_inputs.py`, what is shown in `cli_output.py`.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -32,7 +32,7 @@ from saccade import (
 )
 from saccade import cli_output as out
 from saccade.cli_options import AsJson, ConfigFile, Limit, Overrides, Run, Words
-from saccade.config.errors import InputError, OutsideError, Preempted, SaccadeError
+from saccade.config.errors import InputError, OutsideError, Preempted, SaccadeError, of_system
 
 app = typer.Typer(
     name="saccade",
@@ -57,33 +57,22 @@ def main() -> NoReturn:
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         app()
         code = 0
-    except Preempted as stop:
-        out.show_note(str(stop))
-        code = stop.exit_code
     except SaccadeError as error:
-        out.show_error(str(error))
-        code = error.exit_code
+        code = _tell(error)
     except OSError as error:
-        expected = _outside(error)
+        expected = of_system(error)
         if expected is None:
             raise
-        out.show_error(str(expected))
-        code = expected.exit_code
+        code = _tell(expected)
     sys.exit(code)
 
 
-def _outside(error: OSError) -> SaccadeError | None:
-    """Turn an operating-system error that a user can mend into a message; None for the others."""
-    where = f"{error.filename}: " if error.filename else ""
-    missing = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-    refused = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
-    if error.errno in missing and error.filename:
-        return InputError(f"{where}{error.strerror}\n  fix: check the path")
-    if error.errno in refused:
-        return OutsideError(
-            f"{where}{error.strerror}\n  fix: free space, unlock the folder or choose another one"
-        )
-    return None
+def _tell(error: SaccadeError) -> int:
+    """Show an error and give its exit code, which stands even when nothing can be shown."""
+    with suppress(OSError):  # stderr may be a file on a full disk
+        show = out.show_note if isinstance(error, Preempted) else out.show_error
+        show(str(error))
+    return error.exit_code
 
 
 def _log_to_stderr() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saccade import cli_output as out
-from saccade.cli_options import AsJson, Overrides
+from saccade.cli_options import AsJson, Compared, Overrides, Tolerance
 
 if TYPE_CHECKING:
     from saccade.pipeline.deploy import Deployed
@@ -42,15 +42,8 @@ def deploy_run(
         typer.Option("--out", help="The folder to make.", show_default="RUN-space"),
     ] = None,
     adapter: Adapter = None,
-    limit: Annotated[
-        int, typer.Option("--limit", min=1, help="Held-out samples to compare answers on.")
-    ] = 16,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            "--tolerance", min=0.0, help="Largest logit difference; default: by precision."
-        ),
-    ] = None,
+    limit: Compared = 16,
+    tolerance: Tolerance = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a Gradio Space: the merged model, a page that answers, pinned requirements, a card.
@@ -140,7 +133,7 @@ def export_hub(
     Examples:
 
     - `saccade export hub relevance --repo my-model`
-    - `saccade export hub relevance-space --repo me/my-demo --space --public`
+    - `saccade export hub runs/relevance-space --repo me/my-demo --space --public`
     """
     from dataclasses import asdict
 

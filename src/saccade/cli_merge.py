@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saccade import cli_output as out
-from saccade.cli_options import AsJson, Overrides, Run
+from saccade.cli_options import AsJson, Compared, Overrides, Run, Tolerance
 from saccade.config.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,15 +28,8 @@ def merge(
         Path | None,
         typer.Option("--adapter", help="A PEFT adapter that was trained on this run's model."),
     ] = None,
-    limit: Annotated[
-        int, typer.Option("--limit", min=1, help="Held-out samples to compare answers on.")
-    ] = 8,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            "--tolerance", min=0.0, help="Largest logit difference; default: by precision."
-        ),
-    ] = None,
+    limit: Compared = 8,
+    tolerance: Tolerance = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a run's selector and its base, adapter merged in, as one folder that stands alone.

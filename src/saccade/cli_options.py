@@ -32,3 +32,10 @@ ConfigFile = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use about this many samples.")]
+Compared = Annotated[
+    int, typer.Option("--limit", min=1, help="Held-out samples to compare answers on.")
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option("--tolerance", min=0.0, help="Largest logit difference; default: by precision."),
+]

@@ -17,7 +17,7 @@ import typer
 
 from saccade import cli_output as out
 from saccade.cli_options import AsJson
-from saccade.config.errors import InputError, Preempted, SaccadeError
+from saccade.config.errors import InputError, Preempted, SaccadeError, of_system
 
 if TYPE_CHECKING:
     from saccade.pipeline.execute import Runner
@@ -81,10 +81,9 @@ def run(
         name, rows = _run(
             file, overrides or [], parallel=parallel, from_stage=from_stage, only=only
         )
-    except SaccadeError as error:
-        if attached:  # for the process that started this one
-            sys.stdout.write(json.dumps({"error": str(error)}) + "\n")
-            sys.stdout.flush()
+    except (SaccadeError, OSError) as error:
+        if attached:
+            _answer(error)
         raise
     if as_json and not attached:
         out.write_json(rows)
@@ -166,6 +165,15 @@ def _draw(name: str, rows: list[dict[str, Any]]) -> None:
     from saccade.pipeline.show import pipeline_tree
 
     out.render(pipeline_tree(name, rows))
+
+
+def _answer(error: SaccadeError | OSError) -> None:
+    """Tell the process that started this one; what this one may say elsewhere goes to a log."""
+    found = of_system(error) if isinstance(error, OSError) else error
+    if found is not None:
+        answer = {"error": str(found), "exit_code": found.exit_code}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
 
 
 def _leave_with_the_parent() -> None:

@@ -91,9 +91,15 @@ def _plan(file: str, overrides: list[str], *, trials: int | None) -> Any:
         raise InputError(f"command line: {recipe}: expected key=value, e.g. training.steps=100")
     found = find_sweep(file)
     typed = read_overrides(words)
-    swept = {one.key for one in found.parameters} & set(typed.values)
+    swept = {one.key for one in found.parameters} & {*typed.values, *typed.choices}
     if swept:
         raise InputError(f"command line: {', '.join(sorted(swept))}: {found.shown} varies it")
+    unused = [key for key in (*typed.values, *typed.choices) if not key.startswith("run.")]
+    if found.command and unused:
+        raise InputError(
+            f"command line: {', '.join(unused)}: {found.place('command')} runs a program, which"
+            " has no such keys"
+        )
     resolver = functools.partial(
         resolve,
         found.recipe,

@@ -7,7 +7,6 @@ checkout and started without it. Skips where gradio, playwright or chromium is m
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -23,15 +22,10 @@ from typing import Any
 
 import pytest
 
-from tests.browser.test_app import FLAGS, PATIENCE_MS, free_port
+from tests.browser.test_app import CHROMIUM, FLAGS, MISSING, PATIENCE_MS, free_port
 from tests.picture_files import plain_png
 from tests.scored_run import make_run
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
-MISSING = [
-    name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None
-] + ([] if CHROMIUM else ["chromium"])  # fmt: skip
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"missing here: {', '.join(MISSING)}")
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "src" / "saccade" / "assets" / "tiny-base"

@@ -20,7 +20,8 @@ from saccade.launch.spec import JobSpec
 from saccade.launch.states import State
 from saccade.launch.targets.base import Settings, Target
 from saccade.launch.targets.fake import FakeTarget
-from saccade.launch.targets.local import LocalTarget, read_json
+from saccade.launch.targets.local import LocalTarget
+from saccade.training.rundir import read_json
 from tests.contract.target_contract import TargetContract, until_over, until_runs
 
 SOURCE = str(Path(__file__).parents[2] / "src")

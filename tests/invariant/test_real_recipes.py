@@ -21,7 +21,6 @@ from toy_run import ForkedRun
 from saccade.config.resolve import resolve
 from saccade.training.events import read_events, step_series
 from saccade.training.run import train
-from tests.tiny_models import random_backbone
 
 RECIPES = (
     "smoke/relevance",
@@ -41,14 +40,6 @@ COMMON = (
     "training.steps=6",
     "selector.distill_steps=4",  # the gate opens after the interruption
 )
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "base"
-    random_backbone().model.save_pretrained(folder)
-    random_backbone().processor.save_pretrained(folder)
-    return folder
 
 
 def start(

@@ -40,7 +40,7 @@ def run_alone(recipe: str, model: Path, folder: Path) -> Path:
     return finished(folder, [start(recipe, model, folder, *EXACT, *ALONE)])
 
 
-@pytest.mark.parametrize("recipe", ["smoke/sft", "smoke/dpo"])
+@pytest.mark.parametrize("recipe", ["smoke/sft", pytest.param("smoke/dpo", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_compute_the_losses_of_one_and_export_the_same_model(
     recipe: str, parallel: str, model: Path, tmp_path: Path

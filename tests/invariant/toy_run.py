@@ -9,6 +9,7 @@ The model draws dropout from the global random state, so an inexact resume shows
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import time
@@ -31,6 +32,8 @@ from saccade.training.rundir import RunDir
 from saccade.training.trainers import SaccadeTrainer  # noqa: F401  imported once, before forking
 
 DIGITS, CLASSES = 6, 4
+FORK_LIMIT_S = 200
+"""A fork has only one of its parent's threads, and may wait for a lock that another one held."""
 SETTINGS = (
     "training.steps=30", "training.batch_size=8", "training.save_every=5", "training.threads=1",
     "training.eval_every=10", "training.eval_samples=24", "training.learning_rate=0.01",
@@ -203,6 +206,8 @@ class ForkedRun:
             for stream in (1, 2):
                 os.dup2(output, stream)
             sys.stderr = os.fdopen(2, "w", buffering=1)
+            # a fork that hangs says where, in its log, and dies
+            faulthandler.dump_traceback_later(FORK_LIMIT_S, exit=True, file=sys.stderr)
             code = main(folder, overrides, train)
             sys.stderr.flush()
         finally:

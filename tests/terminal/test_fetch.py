@@ -291,6 +291,15 @@ def real_cloud(folder: Path) -> Iterator[dict[str, str]]:
         yield env
 
 
+def rows_of_real_pipeline(text: str, *, folder: Path) -> dict[str, dict[str, Any]]:
+    """Run a pipeline whose stages really train in the fake cloud; its rows by stage."""
+    (folder / "real.yaml").write_text(text)
+    with real_cloud(folder) as env:
+        done = saccade("pipeline", "run", "real.yaml", "--json", folder=folder, env=env)
+        assert done.code == 0, done.err
+    return {row["stage"]: row for row in json.loads(done.out)}
+
+
 @pytest.mark.slow
 def test_a_real_stage_trained_elsewhere_is_scored_here(tmp_path: Path) -> None:
     text = (
@@ -298,11 +307,7 @@ def test_a_real_stage_trained_elsewhere_is_scored_here(tmp_path: Path) -> None:
         f"    target: fake\n    set: {{{SET}, {STEPS}}}\n"
         "  evaluate:\n    uses: evaluate\n    inputs: {run: '${stages.train.run}'}\n"
     )
-    (tmp_path / "real.yaml").write_text(text)
-    with real_cloud(tmp_path) as env:
-        done = saccade("pipeline", "run", "real.yaml", "--json", folder=tmp_path, env=env)
-        assert done.code == 0, done.err
-    rows = {row["stage"]: row for row in json.loads(done.out)}
+    rows = rows_of_real_pipeline(text, folder=tmp_path)
     assert rows["evaluate"]["metrics"]["samples"] >= 4
     assert 0 <= rows["evaluate"]["metrics"]["accuracy"] <= 1
     (run,) = (tmp_path / "runs" / "real").glob("train-*")
@@ -319,11 +324,7 @@ def test_a_real_stage_learns_elsewhere_from_what_another_learned_elsewhere(tmp_p
         f"    set: {{{SET}, {STEPS}, model.name: '${{stages.first.model}}'}}\n"
         "  evaluate:\n    uses: evaluate\n    inputs: {run: '${stages.second.run}'}\n"
     )
-    (tmp_path / "real.yaml").write_text(text)
-    with real_cloud(tmp_path) as env:
-        done = saccade("pipeline", "run", "real.yaml", "--json", folder=tmp_path, env=env)
-        assert done.code == 0, done.err
-    rows = {row["stage"]: row for row in json.loads(done.out)}
+    rows = rows_of_real_pipeline(text, folder=tmp_path)
     assert rows["evaluate"]["metrics"]["samples"] >= 4
     (run,) = (tmp_path / "runs" / "real").glob("second-*")
     base = json.loads((run / "model" / "relevance.json").read_text())["base"]

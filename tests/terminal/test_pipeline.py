@@ -8,9 +8,11 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.toy_pipeline import NAME, digests, finished, journal, start, toy_text, write_toy
@@ -164,15 +166,24 @@ def test_a_damaged_artifact_is_one_clear_line_and_its_stage_runs_again(
     assert set(states(tmp_path).values()) == {"finished"}
 
 
-def test_a_full_disk_is_one_clear_error_and_the_rerun_recovers(tmp_path: Path) -> None:
-    write_toy(tmp_path, size=400_000)
-    small = (200_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+@contextmanager
+def files_limited_to(size: int) -> Iterator[None]:
+    """No process started inside can write a larger file, as on a disk that is full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, small)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        code, out, err = call(tmp_path)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("more", [(), ("--parallel", "2")], ids=["serial", "parallel"])
+def test_a_full_disk_is_one_clear_error_and_the_rerun_recovers(
+    tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    write_toy(tmp_path, size=400_000)
+    with files_limited_to(200_000):
+        code, out, err = call(tmp_path, *more)
     assert (code, out) == (3, "")
     assert err.count("error: ") == 1
     assert "no space left for the artifact toy-load-data" in err
@@ -180,8 +191,36 @@ def test_a_full_disk_is_one_clear_error_and_the_rerun_recovers(tmp_path: Path) -
     assert finished(tmp_path) == set()
     assert digests(tmp_path) == {}
     assert not list((tmp_path / "runs").rglob(".tmp-*"))
-    assert call(tmp_path)[0] == 0
+    assert call(tmp_path, *more)[0] == 0
     assert finished(tmp_path) == set(ALL)
+
+
+def test_a_disk_too_full_for_the_log_of_a_stage_is_the_same_error(tmp_path: Path) -> None:
+    write_toy(tmp_path)
+    log = tmp_path / "runs" / NAME / "logs" / "load.log"
+    log.parent.mkdir(parents=True)
+    log.write_bytes(b"x" * 200_000)
+    with files_limited_to(200_000):
+        code, out, err = call(tmp_path, "--parallel", "2")
+    assert (code, out) == (3, "")
+    assert err.count("error: ") == 1
+    assert "no space left" in err
+    assert f"messages: runs/{NAME}/logs/load.log" in err
+    assert log.stat().st_size == 200_000
+    log.unlink()
+    assert call(tmp_path, "--parallel", "2")[0] == 0
+    assert finished(tmp_path) == set(ALL)
+
+
+def test_a_process_that_is_killed_is_named_with_its_log(tmp_path: Path) -> None:
+    write_toy(tmp_path)
+    process = start(tmp_path, "--parallel", "2", TOY_TICKS="400")
+    until(lambda: started(tmp_path) == ["load"])
+    (stage,) = psutil.Process(process.pid).children()
+    stage.kill()
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert f"load: its process was killed by signal 9\n  messages: runs/{NAME}/logs/load" in err
 
 
 def test_from_runs_a_stage_and_what_follows_again(tmp_path: Path) -> None:

@@ -6,9 +6,8 @@ import errno
 
 import pytest
 
-from saccade.cli import _outside
 from saccade.cli_inputs import split_words
-from saccade.config.errors import InputError
+from saccade.config.errors import InputError, of_system
 
 
 @pytest.mark.parametrize(
@@ -20,24 +19,25 @@ from saccade.config.errors import InputError
         (errno.EROFS, 3),
         (errno.ENOSPC, 3),
         (errno.EDQUOT, 3),
+        (errno.EFBIG, 3),
     ],
 )
 def test_a_system_error_becomes_one_message_with_its_path(number: int, code: int) -> None:
-    found = _outside(OSError(number, "why", "runs/x"))
+    found = of_system(OSError(number, "why", "runs/x"))
     assert found is not None
     assert found.exit_code == code
     assert str(found).startswith("runs/x: why\n  fix: ")
 
 
 def test_a_full_disk_without_a_path_is_still_explained() -> None:
-    found = _outside(OSError(errno.ENOSPC, "No space left on device"))
+    found = of_system(OSError(errno.ENOSPC, "No space left on device"))
     assert found is not None
     assert found.exit_code == 3
 
 
 @pytest.mark.parametrize("error", [OSError("no number"), OSError(errno.EBADF, "bad", "x")])
 def test_other_system_errors_stay_bugs(error: OSError) -> None:
-    assert _outside(error) is None
+    assert of_system(error) is None
 
 
 def test_words_split_into_recipe_and_overrides() -> None:

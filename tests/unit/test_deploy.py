@@ -25,7 +25,7 @@ from saccade.evaluation.load import load_run, model_fingerprint
 from saccade.models.backbone import load_backbone
 from saccade.models.relevance import merge
 from saccade.models.relevance.model import RelevanceModel
-from saccade.pipeline.deploy import deploy, refuse_secrets
+from saccade.pipeline.deploy import _locked, deploy, refuse_other_folder, refuse_secrets
 from saccade.pipeline.deploy_code import needed_code, requirements
 from saccade.training.rundir import RunDir
 from tests.scored_run import OVERRIDES, base_folder, make_run
@@ -268,6 +268,21 @@ def test_a_pipeline_ends_with_a_space(own_run: RunDir, empty: Path) -> None:
     assert page.read_bytes() == PAGE.read_bytes()
 
 
+def test_a_pipeline_refuses_a_secret_in_the_space_as_the_command_does(
+    own_run: RunDir, empty: Path
+) -> None:
+    stages = {"space": {"uses": "deploy", "inputs": {"run": f"file:{own_run.path}"}}}
+    (empty / "mine.yaml").write_text(yaml.safe_dump({"name": "mine", "stages": stages}))
+    (empty / ".env").write_text("WANDB_API_KEY='import gradio as gr'\n")  # stands in app.py
+    try:
+        found = CliRunner().invoke(app, ["pipeline", "run", "mine.yaml"])
+    finally:
+        os.environ.pop("WANDB_API_KEY", None)  # handed to the libraries, in this process too
+    assert isinstance(found.exception, InputError)
+    assert "app.py: holds WANDB_API_KEY; nothing was written" in str(found.exception)
+    assert not list(empty.glob("runs/mine/space-*/space"))
+
+
 def adapter_folder(peft: Any, run: RunDir, folder: Path, *, base: Any = None) -> Path:
     """A saved LoRA adapter that does something."""
     config = peft.LoraConfig(r=2, target_modules=r".*language_model.*q_proj")
@@ -278,6 +293,22 @@ def adapter_folder(peft: Any, run: RunDir, folder: Path, *, base: Any = None) ->
                 parameter.fill_(0.05)
     made.save_pretrained(folder)
     return folder
+
+
+def test_leftovers_of_a_kill_go_and_folders_of_others_stay(own_run: RunDir, tmp_path: Path) -> None:
+    names = (".demo-notes", ".demo.deploying-dead", ".demo.deploying-busy", ".demo-2.deploying-x")
+    for name in names:
+        (tmp_path / name).mkdir()
+    with _locked(tmp_path / ".demo.deploying-busy"):
+        deploy(own_run.path, tmp_path / "demo", run=own_run, limit=2)
+    left = [path.name for path in tmp_path.iterdir() if path.name.startswith(".demo")]
+    assert sorted(left) == sorted(name for name in names if not name.endswith("dead"))
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_the_folder_one_stands_in_is_not_replaced(name: str) -> None:
+    with pytest.raises(InputError, match="name a folder inside it"):
+        refuse_other_folder(Path(name))
 
 
 def test_a_folder_of_someone_else_is_not_touched(own_run: RunDir, tmp_path: Path) -> None:

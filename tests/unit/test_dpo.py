@@ -19,7 +19,7 @@ from saccade.data.generate.scenes import COLORS, SHAPES, WORDS, SceneSource
 from saccade.data.preferences import pair_batch, rejected_answer
 from saccade.data.samples import DataError, Sample
 from saccade.data.sources import open_source
-from tests.tiny_models import picture, random_backbone, relevance_model, renderer
+from tests.tiny_models import picture, relevance_model, renderer
 from tests.unit.test_sources_real import SHARED
 
 trl = pytest.importorskip("trl", reason="the extra `rl` is not installed")
@@ -30,21 +30,6 @@ from tests.trainer_data import preferred_scenes, trainer_settings  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 TOLERANCE = 1e-5
 PAIRS = 4
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "base"
-    random_backbone().model.save_pretrained(folder)
-    random_backbone().processor.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def selector(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "relevance"
-    relevance_model().save_pretrained(folder / "model")
-    return folder
 
 
 WAYS = {"plain": (), "behind a selector": ("dpo.selector={selector}", "selector.keep=0.3")}

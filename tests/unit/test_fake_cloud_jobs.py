@@ -97,12 +97,20 @@ def test_a_container_sees_what_vertex_sets_and_nothing_of_the_user(
     assert cluster["task"] == {"type": "workerpool0", "index": 0, "trial": ""}
 
 
-def test_every_replica_of_every_pool_is_a_process_and_the_chief_decides(cloud: FakeCloud) -> None:
+def test_every_replica_of_every_pool_is_a_process_and_the_chief_decides(
+    cloud: FakeCloud, tmp_path: Path
+) -> None:
+    # the chief leaves once both helpers have spoken, however long they took to start
     code = (
-        "import json, os, time\n"
+        "import json, os, pathlib, time\n"
         "task = json.loads(os.environ['CLUSTER_SPEC'])['task']\n"
-        "print(task['type'], task['index'])\n"
-        "time.sleep(0.3 if task['type'] == 'workerpool0' else 60)"
+        "print(task['type'], task['index'], flush=True)\n"
+        f"here = pathlib.Path({str(tmp_path)!r})\n"
+        "if task['type'] != 'workerpool0':\n"
+        "    (here / f\"spoke-{task['index']}\").touch()\n"
+        "    time.sleep(60)\n"
+        "while len(list(here.glob('spoke-*'))) < 2:\n"
+        "    time.sleep(0.05)\n"
     )
     path = create(cloud, job_body(code, helpers=2))
     until(cloud, path, "SUCCEEDED")

@@ -182,3 +182,17 @@ def test_leftovers_of_a_killed_writer_disappear(store: Store, tmp_path: Path) ->
 def test_an_address_that_cannot_be_opened_says_what_to_do() -> None:
     with pytest.raises(OutsideError, match="fix: install what this address needs"):
         Store("nosuchprotocol://bucket/path")
+
+
+def test_an_empty_folder_comes_back_as_one(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    made = store.put("empty", tmp_path / "empty", lineage={})
+    assert store.fetch(made.digest, to=tmp_path / "back").is_dir()
+
+
+def test_a_metric_that_is_no_number_is_never_the_best(store: Store, tmp_path: Path) -> None:
+    best = Best("max", "score")
+    for number, score in enumerate((float("nan"), 0.3, 0.7, float("nan"))):
+        (tmp_path / "file").write_text(str(number))
+        store.put("name", tmp_path / "file", lineage={}, metrics={"score": score}, best=best)
+    assert store.find("name", "best").version == 3

@@ -93,6 +93,19 @@ def test_a_misspelled_pipeline_is_answered_with_the_nearest() -> None:
         (COMMAND + "    gates: {min: {scor: 1}}\n", 7, "nothing produces this metric; did you"),
         (COMMAND + "    gates: {min: {score: high}}\n", 7, "expected a number"),
         (COMMAND + "    gates: {least: {score: 1}}\n", 7, "expected `min: {METRIC: NUMBER}`"),
+        (COMMAND + "    gates: {score: 1}\n", 7, "expected `min: {METRIC: NUMBER}`"),
+        (COMMAND + "    gates: {min: {score: .nan}}\n", 7, "expected a number"),
+        (COMMAND + "    min: {score: 0.5}\n", 7, "write gates: {min: {score: 0.5}}"),
+        (COMMAND + "    max: 3\n", 7, "write gates: {max: {METRIC: 3}}"),
+        (COMMAND + "    resources: {cpus: 1.5}\n", 7, "expected a whole number"),
+        (COMMAND + "    resources: {cpus: .inf}\n", 7, "expected a number"),
+        (COMMAND + "    outputs: data\n", 7, "expected keys and values below it"),
+        ("stages:\n  a:\n    uses: [train]\n    command: x\n", 3, "unknown kind ['train']"),
+        ("stages:\n  a:\n    uses: train\n    set: {steps: 3}\n", 4, "unknown key"),
+        ("stages:\n  a:\n    uses: train\n    recipe: [sft]\n", 4, "expected text"),
+        ("stages:\n  a:\n    uses: train\n    config: no.yaml\n", 4, "no.yaml: no such file"),
+        ("stages:\n  a:\n    uses: command\n    command: [x, y: z]\n", 4, "expected a word"),
+        ("stages:\n  a: train\n", 2, "expected uses, recipe, set"),
         (COMMAND + "    retries: -1\n", 7, "expected a whole number, 0 or more"),
         (COMMAND + "    resources: {gpu: 1}\n", 7, "did you mean gpus?"),
         (COMMAND + "    recipe: relevance\n", 7, "a stage that uses command has none"),
@@ -180,6 +193,15 @@ def test_a_wrong_value_of_a_recipe_is_named_where_it_stands(tmp_path: Path) -> N
     assert "did you mean training.steps?" in refusal(tmp_path, text.replace("steps", "stepps"))
 
 
+def test_mistakes_of_one_stage_all_have_their_lines(tmp_path: Path) -> None:
+    text = (
+        "stages:\n  t:\n    uses: train\n    recipe: relevence\n    set: {training.steps: many}\n"
+    )
+    first, *lines = refusal(tmp_path, text, planned=True).splitlines()
+    assert first == "2 mistakes in p.yaml"
+    assert [line.split(": ")[0].strip() for line in lines] == ["p.yaml:4", "p.yaml:5"]
+
+
 def test_an_unknown_recipe_is_named_where_it_stands(tmp_path: Path) -> None:
     text = "stages:\n  t:\n    uses: train\n    recipe: relevence\n"
     message = refusal(tmp_path, text, planned=True)
@@ -208,3 +230,53 @@ def test_an_artifact_of_the_same_file_is_read_from_its_stage(tmp_path: Path) -> 
     text = COMMAND + "  two:\n    uses: command\n    command: [x]\n    inputs:\n"
     message = refusal(tmp_path, text + "      a: artifact:p-one-data@latest\n")
     assert "made by a stage of this file: write ${stages.one.data}" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "p.yaml: no stages: expected `stages:` with names"),
+        (b"stages:\n", "p.yaml:1: stages: expected names of stages with `uses:` below them"),
+        (b"- one\n- two\n", "p.yaml:1: expected `key: value` lines at the top level"),
+        (b"stages:\n\tone: {}\n", "p.yaml:2: not YAML: found character '\\t'"),
+        (b"stages: {one: [}\n", "p.yaml:1: not YAML: "),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\xff", "p.yaml: cannot be read: not UTF-8 text"),
+        (b"stages:\n  \x00\n", "p.yaml:2: not YAML: a character that no text has (#x0000)"),
+        (b"stages: &a\n  one: *a\n", "p.yaml:2: stages.one: stands inside itself"),
+        (b"parralel: 2\n", "2 mistakes in p.yaml"),
+        (
+            b"stages: {a: &a {uses: command, command: [b]}}\nstages: {b: *a}\n",
+            "p.yaml:2: stages: g",
+        ),
+    ],
+    ids=["empty", "no names", "a list", "a tab", "cut", "binary", "nul", "endless", "two", "twice"],
+)
+def test_what_is_no_pipeline_file_is_one_message(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_pipeline(path, shown="p.yaml")
+    assert str(caught.value).startswith(message)
+    assert ("\n" in str(caught.value)) is message.startswith("2 mistakes")
+
+
+def test_a_folder_and_a_missing_file_are_one_message(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").mkdir()
+    for name, message in (("p.yaml", "Is a directory"), ("q.yaml", "No such file or directory")):
+        with pytest.raises(InputError) as caught:
+            read_pipeline(tmp_path / name, shown=name)
+        assert str(caught.value) == f"{name}: cannot be read: {message}"
+
+
+def test_a_stage_of_a_list_inside_a_setting_is_an_input(tmp_path: Path) -> None:
+    """Phases and mixtures are lists of mappings; what they name is read from the stage."""
+    text = (
+        COMMAND + "  two:\n    uses: train\n    recipe: pretrain\n    set:\n"
+        "      pretrain.schedule: [{until: 1.0, task: '${stages.one.dato}'}]\n"
+    )
+    assert "no output dato; did you mean data?" in refusal(tmp_path, text)
+    stage = read_pipeline(written(tmp_path, text.replace("dato", "data"))).stages["two"]
+    assert stage.inputs["one.data"].output == "data"
+    assert stage.settings()["pretrain.schedule"][0]["task"] == "${inputs.one.data}"

@@ -108,8 +108,12 @@ def test_other_targets_are_for_training_only(tmp_path: Path) -> None:
         "  b:\n    uses: train\n    set: {model.name: '${stages.a.model}'}\n    target: vertex\n"
     )
     assert planned(tmp_path, text).stage("b").target.value == "vertex"
-    with pytest.raises(InputError, match=r"p\.yaml:9: stages\.b\.target: hf-jobs: inputs \(a"):
+    with pytest.raises(InputError, match=r"p\.yaml:5: stages\.a\.target: hf-jobs: its runs stay"):
         planned(tmp_path, text.replace("vertex", "hf-jobs"))
+    with pytest.raises(
+        InputError, match=r"p\.yaml:5: .*vertx: unknown target; did you mean vertex"
+    ):
+        planned(tmp_path, text.replace("vertex", "vertx"))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +122,7 @@ def test_other_targets_are_for_training_only(tmp_path: Path) -> None:
         ("min", 0.5, {"a": 0.5}, False), ("min", 0.5, {"a": 0.49}, True),
         ("max", 0.5, {"a": 0.5}, False), ("max", 0.5, {"a": 0.51}, True),
         ("min", 0.5, {}, True), ("min", 0.5, {"a": float("nan")}, True),
-        ("max", 0.5, {"a": float("nan")}, True),
+        ("max", 0.5, {"a": float("nan")}, True), ("min", -0.02, {"a": 0.845 - 0.865}, False),
     ],
 )  # fmt: skip
 def test_a_gate_opens_only_for_what_keeps_its_bound(

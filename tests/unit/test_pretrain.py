@@ -34,14 +34,6 @@ PHASES = (
 _MATCHER = {"matcher.text.weight", "matcher.text.bias", "matcher.log_scale"}
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "base"
-    random_backbone().model.save_pretrained(folder)
-    random_backbone().processor.save_pretrained(folder)
-    return folder
-
-
 def recipe(base: Path, *overrides: str) -> PretrainRecipe:
     settings = (f"model.name={base}", "model.device=cpu", PHASES, *overrides)
     return PretrainRecipe(resolve("smoke/pretrain", overrides=settings).config)

@@ -23,7 +23,7 @@ from saccade.microscope.look import look
 from saccade.models.backbone import load_backbone
 from saccade.models.relevance.model import RelevanceModel
 from saccade.training.rundir import RunDir
-from tests.tiny_models import picture, random_backbone, relevance_model
+from tests.tiny_models import picture, random_backbone
 
 trl = pytest.importorskip("trl", reason="the extra `rl` is not installed")
 peft = pytest.importorskip("peft", reason="the extra `rl` is not installed")
@@ -33,21 +33,6 @@ from tests.trainer_data import answered_scenes, trainer_settings  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 TOLERANCE = 1e-5
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "base"
-    random_backbone().model.save_pretrained(folder)
-    random_backbone().processor.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def selector(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "relevance"
-    relevance_model().save_pretrained(folder / "model")
-    return folder
 
 
 WAYS = {

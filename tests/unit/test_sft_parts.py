@@ -18,14 +18,6 @@ from tests.tiny_models import random_backbone
 SMALL = ("model.device=cpu", "training.steps=2", "training.save_every=2", "sft.adapter=none")
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "base"
-    random_backbone().model.save_pretrained(folder)
-    random_backbone().processor.save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize("part", ["projector", "vision.last1", "language.first1"])
 def test_only_the_named_part_of_the_written_model_differs(
     part: str, base: Path, tmp_path: Path

@@ -203,3 +203,117 @@ def test_choices_survive_the_database(tmp_path: Path) -> None:
     (one,) = sweep.parameters
     assert [one.value(text) for text in one.texts()] == [["salience"], ["information", "salience"]]
     assert json.loads(one.texts()[0]) == ["salience"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- one\n", "s.yaml:1: expected `key: value` lines at the top level"),
+        (b"method: random\n\tmetric: x\n", "s.yaml:2: not YAML: "),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\xff", "s.yaml: cannot be read: not UTF-8 text"),
+        (
+            f"{HEAD}parameters: &a\n  one: *a\n".encode(),
+            "s.yaml:5: parameters.one: stands inside itself",
+        ),
+    ],
+    ids=["a list", "a tab", "binary", "endless"],
+)
+def test_what_is_no_sweep_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_sweep(path, shown="s.yaml")
+    assert str(caught.value).startswith(message)
+
+
+def test_an_empty_file_says_what_is_required(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        read_sweep(written(tmp_path, ""), shown="s.yaml")
+    said = str(caught.value)
+    for key in ("method", "metric.name", "parameters"):
+        assert f"s.yaml: {key}: required but not given" in said
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ("{distribution: log_uniform, min: 1, max: 1000}", "did you mean log_uniform_values?"),
+        ("{min: 0.0, max: .inf}", "expected number"),
+        ("{distribution: normal, mu: 0, sigma: 0}", "expected number > 0"),
+        ("{distribution: q_normal, q: 0}", "expected number > 0"),
+        ("{distribution: log_normal, mu: 1000}", "these are too large"),
+        ("{values: 3}", "expected a list of values"),
+        ("{values: []}", "expected a list of values"),
+        ("{min: 1}", "expected value, values, or min and max"),
+        ("{values: [1, 2], probabilities: [0.5]}", "summing to 1"),
+        ("3", "expected keys below it: {value: 3}, or min and max"),
+        ("[1, 2]", "expected keys below it: {values: [1, 2]}, or min and max"),
+    ],
+)
+def test_a_wrong_range_is_one_message_with_its_line(
+    tmp_path: Path, fields: str, words: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, f"  training.beta2: {fields}\n")
+    assert str(caught.value).startswith(f"{tmp_path}/s.yaml:5: parameters.training.beta2")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("head", "more", "message"),
+    [
+        (HEAD.replace("run_cap: 5", "# no end"), "", "1: method: random never ends by itself"),
+        (HEAD.replace("accuracy", "acuracy"), "", "2: metric.name: acuracy: relevance does not"),
+        (HEAD, "saccade: {target: vertx}\n", "6: saccade.target: vertx: unknown target; did you"),
+        (HEAD, "saccade: {target: hf-jobs}\n", "6: saccade.target: hf-jobs: its runs stay in"),
+        (HEAD, "saccade:\n  command: [x, '${folde}']\n", "7: saccade.command: ${folde}: unknown"),
+    ],
+)
+def test_what_only_planning_can_see_is_named_with_its_line(
+    tmp_path: Path, head: str, more: str, message: str
+) -> None:
+    sweep = read(tmp_path, "  training.beta2: {min: 0.1, max: 0.9}\n", head=head, more=more)
+    with pytest.raises(InputError) as caught:
+        planned(sweep)
+    assert str(caught.value).startswith(f"{tmp_path}/s.yaml:{message}")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_key_is_named_with_its_section(tmp_path: Path) -> None:
+    more = "early_terminate: {min_iter: x, type: 3}\nsaccade: {parallel: none, recipe: 4}\n"
+    head = HEAD.replace("goal: maximize", "goal: up")
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, "  training.beta2: {min: 0.1, max: 0.9}\n", head=head, more=more)
+    keys = ("metric.goal", "early_terminate.min_iter", "saccade.parallel", "saccade.recipe")
+    assert all(f": {key}: " in str(caught.value) for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("saccade: relevance\n", "6: saccade: expected keys below it: recipe, config"),
+        ("saccade: {recipe: relevence}\n", "6: saccade.recipe: relevence: unknown recipe; did you"),
+        ("saccade: {config: no.yaml}\n", "6: saccade.config: FOLDER/no.yaml: no such file"),
+        ("saccade: {command: x}\n", "6: saccade.command: expected a list of words"),
+        (
+            "  model: {values: [tiny, nope]}\n",
+            "6: parameters.model: nope: unknown option; there is",
+        ),
+    ],
+)
+def test_one_mistake_is_one_message(tmp_path: Path, more: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, "  training.beta2: {min: 0.1, max: 0.9}\n", more=more)
+    said = str(caught.value).replace(str(tmp_path), "FOLDER")
+    assert said.startswith(f"FOLDER/s.yaml:{message}")
+
+
+def test_a_grid_without_bounds_is_refused_before_it_is_counted_out(tmp_path: Path) -> None:
+    head = HEAD.replace("random", "grid")
+    with pytest.raises(
+        InputError, match=r"5: .*1000000000 values in a grid; it may have 1 to 10000"
+    ):
+        read(tmp_path, "  training.steps: {min: 1, max: 1000000000}\n", head=head)
+    text = "  training.steps: {min: 1, max: 9999}\n  training.batch_size: {min: 1, max: 9999}\n"
+    with pytest.raises(InputError, match=r"s.yaml:1: method: a grid of 99980001 points"):
+        planned(read(tmp_path, text, head=head))

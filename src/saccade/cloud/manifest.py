@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade.config.errors import OutsideError
+from saccade.training.checkpoints import sync_folder
 
 VERSION = 1
 INTENT, DONE, DELETING = "intent", "done", "deleting"
@@ -143,11 +144,7 @@ def _replace(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     aside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _now() -> str:

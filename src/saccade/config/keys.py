@@ -181,6 +181,13 @@ def nearest(word: str, candidates: Iterable[str]) -> str | None:
     return best[1] if best[0] <= allowed else None
 
 
+def hint_for(word: str, known: Iterable[str]) -> str:
+    """`did you mean X?`, or what there is."""
+    known = list(known)
+    near = nearest(word, known)
+    return f"did you mean {near}?" if near else f"there is {', '.join(known)}"
+
+
 def nearest_key(name: str, *, branch: str = "") -> str | None:
     """Return the dotted key a person most likely meant by an unknown one.
 

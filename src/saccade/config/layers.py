@@ -121,18 +121,22 @@ def read_yaml(path: Path, *, shown: str | None = None, section: str = "") -> Lay
     """Read a YAML file; `shown` is its name in messages, `section` the node its keys belong to."""
     layer, shown = Layer(), shown or str(path)
     try:
-        loader = _YamlLoader(path.read_text(encoding="utf-8"))
-        root = loader.get_single_node()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         layer.problems.append(Problem(where=shown, message=f"cannot be read: {reason}"))
         return layer
+    try:
+        loader = _YamlLoader(text)
+        root = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         layer.problems.append(Problem(where=shown + line, message=f"not YAML: {error.problem}"))
         return layer
-    except yaml.YAMLError as error:
-        layer.problems.append(Problem(where=shown, message=f"not YAML: {error}"))
+    except yaml.reader.ReaderError as error:
+        line = text[: int(error.position)].count("\n") + 1
+        message = f"not YAML: a character that no text has (#x{int(error.character):04x})"
+        layer.problems.append(Problem(where=f"{shown}:{line}", message=message))
         return layer
     if root is None:
         return layer
@@ -271,8 +275,9 @@ def _place(layer: Layer, key: str, value: Value) -> None:
 
 
 def _flatten(
-    loader: _YamlLoader, node: yaml.MappingNode, *, prefix: str, shown: str, layer: Layer
-) -> Iterator[tuple[str, Value]]:
+    loader: _YamlLoader, node: yaml.MappingNode, *, prefix: str, shown: str, layer: Layer,
+    above: tuple[yaml.MappingNode, ...] = (),
+) -> Iterator[tuple[str, Value]]:  # fmt: skip
     loader.flatten_mapping(node)
     seen: dict[str, int] = {}
     for key_node, value_node in node.value:
@@ -282,8 +287,14 @@ def _flatten(
             message = f"given twice (first in line {seen[name]})"
             layer.problems.append(Problem(where=f"{shown}:{line}", key=dotted, message=message))
         seen[name] = line
+        if any(value_node is one for one in (*above, node)):
+            message = "stands inside itself"
+            layer.problems.append(Problem(where=f"{shown}:{line}", key=dotted, message=message))
+            continue
         if isinstance(value_node, yaml.MappingNode) and value_node.value:
-            yield from _flatten(loader, value_node, prefix=dotted, shown=shown, layer=layer)
+            yield from _flatten(
+                loader, value_node, prefix=dotted, shown=shown, layer=layer, above=(*above, node)
+            )
             continue
         try:
             value = loader.construct_object(value_node, deep=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,12 +22,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from saccade.config.errors import InputError, OutsideError, Preempted, SaccadeError
+from saccade.config.errors import InputError, OutsideError, Preempted, SaccadeError, of_exit_code
 from saccade.config.layers import Layer, Value
 from saccade.config.resolve import Resolved, flatten
 from saccade.config.schema import Config
 from saccade.data.sources import open_source
 from saccade.pipeline.ablation_table import summarise, write_reports
+from saccade.pipeline.programs import own_environment
 from saccade.pipeline.variants import GRID, Ablation, Variant
 from saccade.pipeline.worker import job_of
 from saccade.training.guards import StopRequest
@@ -299,12 +299,8 @@ def _run_trial(trial: Trial, *, stop: StopRequest) -> None:
     if stop or code == Preempted.exit_code:
         raise Preempted(f"{where}: stopped; the same command continues where it was")
     message = answer.get("error", f"the process ended with {code}; its messages stand above")
-    for kind in (InputError, OutsideError):
-        if code == kind.exit_code:
-            raise kind(f"{where}: {message}")
-    if "error" in answer:
-        raise TrialFailed(f"{where}: {message}")
-    raise SaccadeError(f"{where}: {message}")
+    kind = of_exit_code(code) or (TrialFailed if "error" in answer else SaccadeError)
+    raise kind(f"{where}: {message}")
 
 
 def run_in_own_process(resolved: Resolved, *, stop: StopRequest) -> tuple[int, dict[str, Any]]:
@@ -312,14 +308,12 @@ def run_in_own_process(resolved: Resolved, *, stop: StopRequest) -> tuple[int, d
 
     A stop request becomes a SIGTERM there (it saves); a second Ctrl+C kills it.
     """
-    source = str(Path(__file__).parents[2])
-    paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as answers:
         child = subprocess.Popen(
             [sys.executable, "-m", "saccade.pipeline.worker"],
             stdin=subprocess.PIPE,
             stdout=answers,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            env=own_environment(),
             process_group=0,  # Ctrl+C comes here first; it is passed on once, as SIGTERM
             text=True,
         )

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from saccade.config.errors import InputError, OutsideError, SaccadeError
+from saccade.config.errors import FULL, InputError, OutsideError, SaccadeError
 from saccade.config.keys import nearest
 from saccade.pipeline.folders import Backend, LocalFolder, open_backend
-from saccade.training.checkpoints import FULL
 
 CHUNK_BYTES = 1 << 20
 IGNORED = (".lock", ".tmp-")
@@ -180,6 +180,7 @@ class Store:
         Files that are there and whole stay. Raises DamagedArtifact for a missing or changed one.
         """
         manifest = self._manifest(digest)
+        to.mkdir(parents=True, exist_ok=True)  # an empty folder is an artifact, too
         target = LocalFolder(to)
         for path, entry in manifest.files.items():
             if not _is_whole(target, path, entry):
@@ -307,7 +308,7 @@ def _is_whole(folder: LocalFolder, path: str, entry: Entry) -> bool:
 
 def _best(name: str, versions: list[Version]) -> Version:
     mode, _, metric = next((one.best for one in reversed(versions) if one.best), "").partition(" ")
-    scored = [one for one in versions if metric in one.metrics]
+    scored = [one for one in versions if not math.isnan(one.metrics.get(metric, math.nan))]
     if not scored:
         raise NoSuchArtifact(
             f"artifact {name} has no best version: no stage says what best means"

@@ -9,11 +9,15 @@ and renamed. A secret of this machine in any file stops it. Left out: publishing
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import json
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata, resources
 from pathlib import Path
@@ -77,10 +81,7 @@ def deploy(
     samples = held_out(subject.config, limit=limit)
     earlier = check_merged(subject, samples=samples, tolerance=tolerance, progress=progress)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _clean(folder)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    aside.chmod(0o755)
-    try:
+    with _made_aside(folder) as aside:
         parity = write_merged(
             subject.model,
             aside / "merged",
@@ -97,18 +98,20 @@ def deploy(
         _write_files(aside, subject, parity=parity, example=samples[0].question)
         refuse_secrets(aside, secrets=secrets or {})
         put_in_place(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     sizes = [path.stat().st_size for path in _files(folder)]
     return Deployed(folder=folder, files=len(sizes), bytes=sum(sizes), parity=parity)
 
 
 def deploy_stage(context: StageContext) -> StageResult:
     """The pipeline's kind `deploy`: the run given as input becomes the artifact `space`."""
-    from saccade.pipeline.stages import StageResult, _opened
+    from saccade.launch.package import secret_values
+    from saccade.pipeline.stages import StageResult, opened
 
-    run = _opened(context)
-    made = deploy(run.path, context.folder / "space", run=run, progress=context.stoppable)
+    run = opened(context)
+    made = deploy(
+        run.path, context.folder / "space", run=run, progress=context.stoppable,
+        secrets=secret_values(Path.cwd(), env=os.environ),
+    )  # fmt: skip
     parity = made.parity
     metrics = {
         "drift": parity.largest_drift,
@@ -125,6 +128,8 @@ def is_space(folder: Path) -> bool:
 
 def refuse_other_folder(folder: Path) -> None:
     """Raise InputError when the place is taken by something that was not written here."""
+    if folder.name in ("", ".."):
+        raise InputError(f"{folder}: cannot be replaced as a whole\n  fix: name a folder inside it")
     if folder.exists() and not is_space(folder) and (folder.is_file() or any(folder.iterdir())):
         raise InputError(
             f"{folder}: exists already and is not a Space that saccade wrote"
@@ -241,7 +246,31 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def _clean(folder: Path) -> None:
-    """Remove what a killed call left beside the folder."""
-    for stale in folder.parent.glob(f".{folder.name}-*"):
-        shutil.rmtree(stale, ignore_errors=True)
+@contextmanager
+def _made_aside(folder: Path) -> Iterator[Path]:
+    """A place beside the folder, gone at the end; those that killed calls left are removed, too.
+
+    Each is locked by whoever writes it, so that two calls at once leave each other alone.
+    """
+    prefix = f".{folder.name}.deploying-"
+    for stale in folder.parent.glob(f"{glob.escape(prefix)}*"):
+        with suppress(OSError), _locked(stale):
+            shutil.rmtree(stale, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+    aside.chmod(0o755)
+    with _locked(aside):
+        try:
+            yield aside
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock; raises OSError when somebody else does."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)

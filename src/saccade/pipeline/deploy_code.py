@@ -38,19 +38,18 @@ def needed_code(entry: Path) -> Code:
     root = Path(__file__).resolve().parents[1]
     files: dict[str, bytes] = {}
     outside: set[str] = set()
-    todo = [(entry, _imports(entry.read_bytes()))]
+    todo = [_imports(entry.read_bytes())]
     while todo:
-        _, names = todo.pop()
-        for name in names:
+        for name in todo.pop():
             if name.partition(".")[0] != PACKAGE:
                 outside.add(name.partition(".")[0])
                 continue
             for module in _with_parents(name):
                 path = _file_of(module, root=root)
-                key = None if path is None else f"{PACKAGE}/{path.relative_to(root).as_posix()}"
-                if path is not None and key is not None and key not in files:
+                key = "" if path is None else f"{PACKAGE}/{path.relative_to(root).as_posix()}"
+                if path is not None and key not in files:
                     files[key] = path.read_bytes()
-                    todo.append((path, _imports(files[key])))
+                    todo.append(_imports(files[key]))
     third = sorted(outside - set(sys.stdlib_module_names))
     return Code(files=dict(sorted(files.items())), imports=tuple(third))
 

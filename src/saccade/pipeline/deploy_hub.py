@@ -112,7 +112,7 @@ def _translated(what: str) -> Iterator[None]:
         yield
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
-        said = (error.server_message or str(error)).strip().splitlines()[0].rstrip(".")
+        said = (error.server_message or str(error)).strip().partition("\n")[0].rstrip(".")
         if status == 401:  # the client goes on about where the token is from
             said = said.partition(". ")[0]
         fixes = {

@@ -132,11 +132,6 @@ def _model(
         name = str(own) if _stands_alone(own) else config.model.name
     else:
         name = str(folder) if _stands_alone(folder) else _base_of_adapter(folder)
-        if not Path(name).is_dir() and not adapted:
-            raise InputError(
-                f"{folder}: nothing to deploy (no run, no model, no adapter in it)"
-                "\n  fix: give a run directory, or a folder written by save_pretrained"
-            )
     model, selects = _loaded(name, config=config)
     made_from = config.model.name if run is not None else model.backbone.name
     return model, selects, _plain_name(made_from)

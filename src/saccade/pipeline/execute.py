@@ -8,8 +8,6 @@ its folder stays and the same function is called again with it. Left out: what a
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -19,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from saccade.config.errors import InputError, OutsideError, Preempted, SaccadeError
+from saccade.config.errors import FULL, InputError, OutsideError, Preempted, SaccadeError
 from saccade.evaluation.load import Progress
 from saccade.pipeline.artifacts import DamagedArtifact
 from saccade.pipeline.graph import Stage
@@ -32,6 +30,7 @@ from saccade.pipeline.plan import (
     kind_of,
     resolve_reference,
 )
+from saccade.pipeline.programs import own_environment, own_programs
 from saccade.pipeline.stage_state import (
     FAILED,
     Lock,
@@ -45,7 +44,6 @@ from saccade.pipeline.stage_state import (
 )
 from saccade.pipeline.stages import StageContext, StageFailed, StageResult
 from saccade.pipeline.targets import run_on_target
-from saccade.training.checkpoints import FULL
 from saccade.training.guards import StopRequest
 from saccade.training.progress import duration
 
@@ -80,14 +78,16 @@ class Runner:
                 found[name] = resolve_reference(self.plan, one)
         return found
 
-    def folder(self, stage: Stage) -> tuple[Path, str]:
+    def folder(self, stage: Stage, *, digests: Mapping[str, str] | None = None) -> tuple[Path, str]:
         """The stage's folder and its key."""
-        key = self.plan.key(stage, self.digests(stage))
+        key = self.plan.key(stage, self.digests(stage) if digests is None else digests)
         return self.plan.folder(stage.name, key), key
 
     def finished(self, stage: Stage) -> Record | None:
         """The record of a finished stage whose artifacts are all whole."""
-        folder, key = self.folder(stage)
+        return self._whole(stage, *self.folder(stage))
+
+    def _whole(self, stage: Stage, folder: Path, key: str) -> Record | None:
         record = Record.read(folder, key=key)
         if record is None:
             return None
@@ -120,16 +120,18 @@ class Runner:
 
     def run(self, stage: Stage) -> Record:
         """Run one stage to its record, or pick up what another process finished meanwhile."""
-        folder, key = self.folder(stage)
+        # looked at once: an alias may move, and what is read must be what the key says
+        digests = self.digests(stage)
+        folder, key = self.folder(stage, digests=digests)
         with self._lock(stage, lock_of(folder)) as descriptor:
-            record = self.finished(stage)
+            record = self._whole(stage, folder, key)
             if record is not None:
                 return record
             folder.mkdir(parents=True, exist_ok=True)
             (folder / FAILED).unlink(missing_ok=True)
             try:
                 with _full_disk_is_named(folder):
-                    return self._work(stage, folder, key, descriptor)
+                    return self._work(stage, folder, key, digests, descriptor)
             except Preempted:
                 raise
             except Exception as error:
@@ -145,8 +147,9 @@ class Runner:
         with _full_disk_is_named(lock.path), lock.held(stop=self.stop, waiting=waiting) as held:
             yield held
 
-    def _work(self, stage: Stage, folder: Path, key: str, descriptor: int) -> Record:
-        digests = self.digests(stage)
+    def _work(
+        self, stage: Stage, folder: Path, key: str, digests: Mapping[str, str], descriptor: int
+    ) -> Record:
         with timed(folder):
             inputs = self._fetch(stage, folder, digests)
             result = self._attempts(stage, self._context(stage, folder, inputs, descriptor))
@@ -155,7 +158,7 @@ class Runner:
         record = Record(
             stage=stage.name,
             key=key,
-            inputs=digests,
+            inputs=dict(digests),
             outputs=self._store(stage, result, key=key, digests=digests),
             metrics=dict(result.metrics),
             seconds=seconds,
@@ -297,19 +300,9 @@ def check_gates(stage: Stage, record: Record) -> None:
             )
 
 
-def own_programs(words: list[str]) -> list[str]:
-    """`python` and `saccade` mean the ones that run this pipeline, also where PATH has neither."""
-    if words and words[0] in ("python", "python3"):
-        return [sys.executable, *words[1:]]
-    if words and words[0] == "saccade":
-        return [sys.executable, "-m", "saccade.cli", *words[1:]]
-    return words
-
-
 def environment(stage: Stage) -> dict[str, str]:
     """The environment of programs a stage starts: saccade importable, its share of the cores."""
-    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)}
+    env = own_environment()
     if stage.resources.cpus:
         env["OMP_NUM_THREADS"] = str(stage.resources.cpus)
     return env

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from saccade.config.errors import OutsideError
+from saccade.training.checkpoints import sync_folder
 
 LEFTOVER_SECONDS = 3600.0
 """Age at which a file written aside belongs to nobody any more."""
@@ -156,15 +157,6 @@ class RemoteFolder:
 
     def _at(self, path: str) -> str:
         return f"{self.root}/{path}"
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _clean(folder: Path) -> None:

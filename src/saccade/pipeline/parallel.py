@@ -1,43 +1,62 @@
 """Run the stages of a pipeline as local processes, several at a time.
 
 A `Runner` flows in; every stage that is ready becomes `saccade pipeline run FILE --only STAGE`, a
-process of its own whose messages go to `runs/PIPELINE/logs/STAGE.log`. A stop request is passed on
-to all of them, once; they save and this process leaves with 143. After a failure nothing new is
-started, and what runs is waited for. Each child leaves when this process is gone.
+process of its own whose messages go to `runs/PIPELINE/logs/STAGE.log` and whose error comes back
+through a pipe. A stop request is passed on to all of them, once; they save and this process leaves
+with 143. After a failure nothing new is started, and what runs is waited for. Each child leaves
+when this process is gone.
 """
 
 from __future__ import annotations
 
 import graphlib
 import json
+import os
 import subprocess
-import sys
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import Any
 
-from saccade.config.errors import InputError, OutsideError, Preempted, SaccadeError
+from saccade.config.errors import Preempted, SaccadeError, of_exit_code
 from saccade.pipeline.execute import Runner, environment
+from saccade.pipeline.programs import SACCADE
 from saccade.pipeline.stage_state import Record
 from saccade.pipeline.stages import StageFailed
 from saccade.training.progress import duration
 
 POLL_SECONDS = 0.05
-ERRORS: dict[int, type[SaccadeError]] = {
-    2: InputError, 3: OutsideError, 143: Preempted,
-}  # fmt: skip
+LONGEST_ANSWER = 1 << 16
 
 
 @dataclass
 class Child:
     """One stage in a process of its own."""
 
-    process: subprocess.Popen[str]
-    answer: IO[str]
+    process: subprocess.Popen[bytes]
     log: Path
+    said: bytes = b""
+
+    def listen(self) -> None:
+        """Keep the end of what it has written to stdout so far; never waits for more."""
+        assert self.process.stdout is not None
+        with suppress(BlockingIOError):
+            while more := os.read(self.process.stdout.fileno(), LONGEST_ANSWER):
+                self.said = (self.said + more)[-LONGEST_ANSWER:]
+
+    def end(self) -> dict[str, Any]:
+        """Wait for the process, which is ending; returns the last line it wrote, its error."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+        self.listen()
+        self.process.stdout.close()
+        with suppress(ValueError, IndexError):
+            answer = json.loads(self.said.splitlines()[-1])
+            return answer if isinstance(answer, dict) else {}
+        return {}
 
 
 @dataclass
@@ -104,29 +123,30 @@ class _Parallel:
     def _child(self, name: str) -> Child:
         log = self.runner.plan.root / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        words = [sys.executable, "-m", "saccade.cli", "pipeline", "run", self.file]
+        words = [*SACCADE, "pipeline", "run", self.file]
         words += [*self.runner.plan.overrides, "--only", name, "--json", "--attached"]
-        answer = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  closed by _end
         with log.open("a", encoding="utf-8") as messages:
             process = subprocess.Popen(
                 words,
                 stdin=subprocess.PIPE,  # the child leaves when this closes
-                stdout=answer,
+                stdout=subprocess.PIPE,  # no file: a full disk must not silence an error
                 stderr=messages,
                 env=environment(self.runner.plan.stage(name)),
                 process_group=0,  # Ctrl+C comes here first; it is passed on once, as SIGTERM
-                text=True,
             )
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
         self.runner.stop.on_exit = self._kill
-        return Child(process, answer, log)
+        return Child(process, log)
 
     def _collect(self, sorter: graphlib.TopologicalSorter[str]) -> None:
         for name, child in list(self.running.items()):
             code = child.process.poll()
+            child.listen()
             if code is None:
                 continue
             del self.running[name]
-            answer = _end(child)
+            answer = child.end()
             if code == 0:
                 self.runner.ran.append(name)
                 record = self.runner.finished(self.runner.plan.stage(name))
@@ -135,9 +155,7 @@ class _Parallel:
                     seconds = self.runner.records[name].seconds
                     self.runner.say(f"{name}: done in {duration(seconds)}")
             elif not self.runner.stop:
-                kind = ERRORS.get(code, StageFailed)
-                text = answer.get("error", f"{name}: its process ended with {code}")
-                self.error = self.error or kind(f"{text}\n  messages: {child.log}")
+                self.error = self.error or failure_of(name, child, code, answer)
                 if len(self.running):
                     self.runner.say(f"{name}: failed; waiting for {', '.join(self.running)}")
 
@@ -150,7 +168,7 @@ class _Parallel:
     def _kill(self) -> None:
         for child in self.running.values():
             child.process.kill()
-            _end(child)
+            child.end()
 
 
 def run_in_parallel(runner: Runner, *, limit: int, file: str) -> None:
@@ -158,15 +176,13 @@ def run_in_parallel(runner: Runner, *, limit: int, file: str) -> None:
     _Parallel(runner, limit, file).run()
 
 
-def _end(child: Child) -> dict[str, str]:
-    """Wait for a child that ended, and read the last line it answered."""
-    assert child.process.stdin is not None
-    with suppress(BrokenPipeError):
-        child.process.stdin.close()
-    child.process.wait()
-    with child.answer as answer:
-        answer.seek(0)
-        lines = answer.read().splitlines()
-    with suppress(ValueError, IndexError):
-        return json.loads(lines[-1])
-    return {}
+def failure_of(name: str, child: Child, code: int, answer: dict[str, Any]) -> SaccadeError:
+    """The error a child ended with, as it would have been raised in this process.
+
+    What it answered counts more than how it ended: on a full disk it may not even get as far as
+    leaving with its own exit code.
+    """
+    kind = of_exit_code(answer.get("exit_code", code)) or StageFailed
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
+    text = answer.get("error", f"{name}: its process {how}")
+    return kind(f"{text}\n  messages: {child.log}")

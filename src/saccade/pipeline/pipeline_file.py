@@ -9,12 +9,12 @@ Packaged files stand in `config/pipelines/`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from saccade.config.errors import InputError
-from saccade.config.keys import nearest
+from saccade.config.keys import hint_for
 from saccade.config.layers import CONFIG_DIR, Problem, Value, read_yaml
 from saccade.config.resolve import format_problems
 from saccade.pipeline.graph import Pipeline, Reference, Stage, find_cycle
@@ -45,9 +45,9 @@ def find_pipeline(name: str) -> tuple[Pipeline, list[Problem]]:
     packaged = f"smoke/{name.removesuffix('-smoke')}" if name.endswith("-smoke") else name
     if packaged in known:
         return parse_pipeline(FOLDER / f"{packaged}.yaml", shown=f"pipelines/{packaged}.yaml")
-    near = nearest(packaged, known)
-    hint = f"did you mean {near}?" if near else f"there is {', '.join(known)}"
-    raise InputError(f"{name}: no such pipeline; {hint}\n  fix: give a name or a .yaml file")
+    raise InputError(
+        f"{name}: no such pipeline; {hint_for(packaged, known)}\n  fix: give a name or a .yaml file"
+    )
 
 
 def read_pipeline(path: Path, *, shown: str | None = None) -> Pipeline:
@@ -102,17 +102,21 @@ class _Reading:
             return
         reader = self.stages.setdefault(name, StageReader(name, value.where))
         if not inner:
+            reader.broken = True
             self._wrong(key, value, f"expected {', '.join(STAGE_KEYS[:4])} ... below it")
             return
         reader.take(inner, value, problems=self.problems)
 
     def pipeline(self, path: Path) -> Pipeline:
         """What the entries make; mistakes are added to `problems`."""
-        name = self._text("name") or path.stem
+        name = self._text("name") or path.stem.lower()
         if not NAME.fullmatch(name):
             place = self.top.get("name", Value(name, self.shown))
-            self._wrong("name", place, "a pipeline's name is a folder: use a-z, 0-9, - and _")
-        if not self.stages and not self.problems:
+            text = f"{name}: a pipeline's name is a folder: use a-z, 0-9, - and _"
+            self._wrong("name", place, text)
+        # a problem without a key is about the whole file, which could not be read then
+        said = any(one.key.startswith("stages") or not one.key for one in self.problems)
+        if not self.stages and not said:
             self.problems.append(Problem(self.shown, "no stages: expected `stages:` with names"))
         mirror = self._text("mirror")
         if mirror is not None and mirror not in MIRRORS:
@@ -137,7 +141,8 @@ class _Reading:
             return None
         if not isinstance(value.value, str):
             self._wrong(key, value, "expected text")
-        return str(value.value)
+            return None
+        return value.value
 
     def _parallel(self) -> int:
         value = self.top.get("parallel", Value(1, ""))
@@ -199,13 +204,6 @@ def _refuse_own_names(pipeline: Pipeline, *, problems: list[Problem]) -> None:
                 text = f"made by a stage of this file: write ${{stages.{makers[one.name]}}}"
                 key = f"stages.{stage.name}.inputs.{name}"
                 problems.append(Problem(one.where, text, key=key))
-
-
-def hint_for(word: str, known: Iterable[str]) -> str:
-    """`did you mean X?`, or what there is."""
-    known = list(known)
-    near = nearest(word, known)
-    return f"did you mean {near}?" if near else f"there is {', '.join(known)}"
 
 
 def line_of(problem: Problem) -> tuple[str, int]:

@@ -13,7 +13,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from saccade.pipeline.artifacts import Store, digest_of
 from saccade.pipeline.graph import PLACE, Pipeline, Reference, Stage
 from saccade.pipeline.pipeline_file import line_of
 from saccade.pipeline.stages import KINDS, Kind, resolve_again
+from saccade.pipeline.targets import target_fault
 from saccade.training.rundir import FREE_KEYS
 
 CODE_ROOT = Path(__file__).parents[1]
@@ -34,8 +34,6 @@ KEYED_FREE_KEYS = (
 )  # fmt: skip
 """Keys a run may change when it continues, that nevertheless change what later stages see."""
 UNKEYED = tuple(key for key in FREE_KEYS if key not in KEYED_FREE_KEYS)
-WITHOUT_INPUTS = "hf-jobs"
-"""The launch target whose jobs get no files of this machine."""
 SHORT = 12
 """Characters of a key that name a folder."""
 
@@ -232,22 +230,14 @@ def _remedy(version: Any) -> str:
 
 
 def _target_problems(stage: Stage) -> list[Problem]:
-    target, key = stage.target, f"stages.{stage.name}.target"
-    if target.value == "local":
+    target = str(stage.target.value)
+    fault = target_fault(target)
+    if fault is None and target != "local" and stage.uses != "train":
+        fault = "only stages that use train run elsewhere"
+    if fault is None:
         return []
-    if stage.uses != "train":
-        text = f"{target.value}: only stages that use train run elsewhere"
-        return [Problem(target.where, text, key=key)]
-    if find_spec("saccade.launch") is None:
-        text = f"{target.value}: this saccade has no launch targets; use local"
-        return [Problem(target.where, text, key=key)]
-    if stage.inputs and target.value == WITHOUT_INPUTS:
-        text = (
-            f"{target.value}: inputs ({', '.join(sorted(stage.inputs))}) are not brought to buckets"
-            " of Hugging Face; use another target"
-        )
-        return [Problem(target.where, text, key=key)]
-    return []
+    key = f"stages.{stage.name}.target"
+    return [Problem(stage.target.where, f"{target}: {fault}", key=key)]
 
 
 def _configuration_problems(plan: Plan, stage: Stage) -> list[str]:
@@ -263,13 +253,18 @@ def _configuration_problems(plan: Plan, stage: Stage) -> list[str]:
     except SaccadeError as error:
         first, *more = str(error).splitlines()
         if more and first[0].isdigit() and " mistakes in " in first:
-            return [line.strip() for line in more]
-        # a recipe that does not exist is said to stand on a command line, which it does not
-        if stage.recipe is not None and str(error).startswith("command line: recipe"):
-            return [str(error).replace("command line", stage.recipe.where, 1)]
-        named = str(error).startswith(plan.pipeline.shown)
-        return [str(error) if named else f"{stage.where}: stages.{stage.name}: {error}"]
+            return [_placed(plan, stage, line.strip()) for line in more]
+        return [_placed(plan, stage, str(error))]
     return []
+
+
+def _placed(plan: Plan, stage: Stage, text: str) -> str:
+    """A mistake with its line in the pipeline file, wherever else it may lie."""
+    # a recipe that does not exist is said to stand on a command line, which it does not
+    if stage.recipe is not None and text.startswith("command line: recipe"):
+        return text.replace("command line", stage.recipe.where, 1)
+    named = text.startswith(plan.pipeline.shown)
+    return text if named else f"{stage.where}: stages.{stage.name}: {text}"
 
 
 def _measured(plan: Plan, stage: Stage) -> Resolved | None:

@@ -8,6 +8,7 @@ is checked in `pipeline_file.py`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
-from saccade.config.keys import find_key, nearest, nearest_key
+from saccade.config.keys import find_key, hint_for, nearest, nearest_key
 from saccade.config.layers import GROUPS, Layer, Problem, Value, group_options
 from saccade.pipeline.artifacts import Best
 from saccade.pipeline.graph import (
@@ -34,6 +35,8 @@ STAGE_KEYS = (
     "uses", "recipe", "set", "depends_on", "about", "config", "command", "inputs", "outputs",
     "metrics", "gates", "resources", "target", "retries",
 )  # fmt: skip
+BOUNDS = ("min", "max")
+"""Bounds of gates."""
 MAPPINGS = ("set", "inputs", "outputs", "gates", "resources")
 RESOURCES = {"cpus": int, "gpus": int, "memory_gb": float, "usd_per_hour": float}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -52,14 +55,18 @@ class StageReader:
     plain: dict[str, Value] = field(default_factory=dict)
     below: dict[str, dict[str, Value]] = field(default_factory=dict)
     problems: Problems = field(default_factory=list)
+    broken: bool = False
+    """Whether something stands in its place that is no stage, which is said already."""
 
     def take(self, key: str, value: Value, *, problems: Problems) -> None:
         """Sort one key in: `uses`, or one with something below it such as `set.training.steps`."""
         self.problems = problems
         first, _, rest = key.partition(".")
-        if first not in STAGE_KEYS:
-            near = nearest(first, STAGE_KEYS)
-            hint = f"did you mean {near}?" if near else f"there is {', '.join(STAGE_KEYS)}"
+        if first in BOUNDS:
+            inner = f"{rest or 'METRIC'}: {value.value}"
+            self._wrong(key, value.where, f"unknown key; write gates: {{{first}: {{{inner}}}}}")
+        elif first not in STAGE_KEYS:
+            hint = hint_for(first, STAGE_KEYS)
             self._wrong(key, value.where, f"unknown key; {hint}")
         elif first in MAPPINGS:
             if rest:
@@ -84,7 +91,7 @@ class StageReader:
             name=self.name,
             uses=str(self._value("uses", "")),
             where=self.where,
-            recipe=self._only("recipe", kind.configured and not kind.has_command),
+            recipe=self._text("recipe", kind.configured and not kind.has_command),
             config=self._config(kind),
             layer=layer,
             command=command,
@@ -102,15 +109,16 @@ class StageReader:
 
     def _kind(self) -> Kind:
         value = self.plain.get("uses")
+        if self.broken:
+            return ANYTHING
         if value is None:
             known = ", ".join(KINDS)
             self._wrong("uses", self.where, f"missing: say what the stage does ({known})")
-        elif value.value not in KINDS:
-            near = nearest(str(value.value), KINDS)
-            hint = f"did you mean {near}?" if near else f"there is {', '.join(KINDS)}"
+        elif str(value.value) not in KINDS:
+            hint = hint_for(str(value.value), KINDS)
             self._wrong("uses", value.where, f"unknown kind {value.value}; {hint}")
         else:
-            return KINDS[value.value]
+            return KINDS[str(value.value)]
         return ANYTHING
 
     def _inputs(self) -> dict[str, Reference]:
@@ -148,8 +156,7 @@ class StageReader:
         for key, value in self.below.get("outputs", {}).items():
             name, _, inner = key.partition(".")
             if kind.outputs is not None and name not in kind.outputs:
-                near = nearest(name, kind.outputs)
-                hint = f"did you mean {near}?" if near else f"there is {', '.join(kind.outputs)}"
+                hint = hint_for(name, kind.outputs)
                 self._wrong(f"outputs.{key}", value.where, f"no such output; {hint}")
                 continue
             before = found.get(name, Output(name, f"{pipeline}-{self.name}-{name}", value.where))
@@ -188,7 +195,8 @@ class StageReader:
                 self._wrong(label, where, f"unknown option {value.value} (options: {options})")
             elif find_key(key) is None:
                 near = nearest_key(key)
-                self._wrong(label, where, f"unknown key; {f'did you mean {near}?' if near else ''}")
+                hint = f"did you mean {near}?" if near else "see `saccade config keys`"
+                self._wrong(label, where, f"unknown key; {hint}")
             else:
                 filled = self._spread(value.value, where=where, inputs=inputs)
                 self._check_places(label, filled, where=where, known=_of("inputs", inputs))
@@ -199,6 +207,10 @@ class StageReader:
         """Turn every `${stages.X.Y}` in a value into an input of its own."""
         if isinstance(value, list):
             return [self._spread(one, where=where, inputs=inputs) for one in value]
+        if isinstance(value, dict):
+            return {
+                key: self._spread(one, where=where, inputs=inputs) for key, one in value.items()
+            }
         if not isinstance(value, str):
             return value
 
@@ -223,18 +235,25 @@ class StageReader:
         if not isinstance(words, list) or not words:
             self._wrong("command", value.where, "expected a list of words, such as [python, x.py]")
             return ()
+        odd = [one for one in words if one is None or isinstance(one, (list, dict))]
+        if odd:
+            self._wrong("command", value.where, f"{odd[0]}: expected a word; put it in quotes")
+            return ()
         filled = [self._spread(str(word), where=value.where, inputs=inputs) for word in words]
         known = [*_of("inputs", inputs), *_of("outputs", outputs), "folder", "metrics"]
         self._check_places("command", filled, where=value.where, known=known)
         return tuple(filled)
 
     def _check_places(self, key: str, value: Any, *, where: str, known: list[str]) -> None:
-        for text in value if isinstance(value, list) else [value]:
-            for name in PLACE.findall(text) if isinstance(text, str) else []:
-                if name not in known:
-                    near = nearest(name, known)
-                    hint = f"did you mean ${{{near}}}?" if near else f"there is {', '.join(known)}"
-                    self._wrong(key, where, f"${{{name}}}: there is no such thing; {hint}")
+        for name in PLACE.findall(value) if isinstance(value, str) else []:
+            if name not in known:
+                near = nearest(name, known)
+                there = ", ".join(known) or "no input to fill in"
+                hint = f"did you mean ${{{near}}}?" if near else f"there is {there}"
+                self._wrong(key, where, f"${{{name}}}: there is no such thing; {hint}")
+        inside = value.values() if isinstance(value, dict) else value
+        for one in inside if isinstance(value, (list, dict)) else []:
+            self._check_places(key, one, where=where, known=known)
 
     def _depends_on(self) -> tuple[Value, ...]:
         value = self.plain.get("depends_on", Value([], ""))
@@ -248,7 +267,7 @@ class StageReader:
         found = []
         for key, value in self.below.get("gates", {}).items():
             bound, _, metric = key.partition(".")
-            if bound not in ("min", "max") or not metric:
+            if bound not in BOUNDS or not metric:
                 text = "expected `min: {METRIC: NUMBER}` or `max: {METRIC: NUMBER}`"
                 self._wrong(f"gates.{key}", value.where, text)
             elif not _is_number(value.value):
@@ -290,11 +309,14 @@ class StageReader:
         found: dict[str, Any] = {}
         for key, value in self.below.get("resources", {}).items():
             if key not in RESOURCES:
-                near = nearest(key, RESOURCES)
-                hint = f"did you mean {near}?" if near else f"there is {', '.join(RESOURCES)}"
+                hint = hint_for(key, RESOURCES)
                 self._wrong(f"resources.{key}", value.where, f"unknown key; {hint}")
             elif not _is_number(value.value) or value.value < 0:
-                self._wrong(f"resources.{key}", value.where, f"{value.value}: expected a number")
+                text = f"{value.value}: expected a number, 0 or more"
+                self._wrong(f"resources.{key}", value.where, text)
+            elif RESOURCES[key](value.value) != value.value:
+                text = f"{value.value}: expected a whole number"
+                self._wrong(f"resources.{key}", value.where, text)
             else:
                 found[key] = RESOURCES[key](value.value)
         return Resources(**found)
@@ -307,14 +329,25 @@ class StageReader:
         return 0
 
     def _config(self, kind: Kind) -> Path | None:
-        value = self._only("config", kind.configured)
-        return None if value is None else Path(str(value.value))
+        value = self._text("config", kind.configured)
+        if value is not None and not Path(value.value).is_file():
+            self._wrong("config", value.where, f"{value.value}: no such file")
+            return None
+        return None if value is None else Path(value.value)
+
+    def _text(self, key: str, allowed: bool) -> Value | None:
+        value = self._only(key, allowed)
+        if value is not None and not isinstance(value.value, str):
+            self._wrong(key, value.where, f"{value.value}: expected text")
+            return None
+        return value
 
     def _only(self, key: str, allowed: bool) -> Value | None:
         """A key that some kinds have; elsewhere it is a mistake."""
         value = self.plain.get(key)
-        if value is not None and not allowed and self._value("uses", "") in KINDS:
-            self._wrong(key, value.where, f"a stage that uses {self._value('uses', '')} has none")
+        uses = str(self._value("uses", ""))
+        if value is not None and not allowed and uses in KINDS:
+            self._wrong(key, value.where, f"a stage that uses {uses} has none")
             return None
         return value
 
@@ -341,10 +374,8 @@ def produced_metrics(stage: Stage, kind: Kind) -> tuple[str, ...] | None:
     from saccade.config.resolve import resolve
 
     try:
-        recipe = str(stage.config) if stage.config else (
-            None if stage.recipe is None else str(stage.recipe.value)
-        )  # fmt: skip
-        return RECIPE_METRICS.get(resolve(recipe).config.recipe)
+        recipe = None if stage.recipe is None else str(stage.recipe.value)
+        return RECIPE_METRICS.get(resolve(recipe, file=stage.config).config.recipe)
     except SaccadeError:
         return None  # the recipe itself is wrong, which is reported where it is resolved
 
@@ -358,4 +389,6 @@ def _of(prefix: str, names: Mapping[str, Any]) -> list[str]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """An ordinary number: neither true or false, nor infinite."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value)

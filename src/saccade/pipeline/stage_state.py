@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from saccade.config.errors import Preempted
 from saccade.training.guards import StopRequest
-from saccade.training.rundir import write_atomically
+from saccade.training.rundir import read_json, write_atomically
 
 RECORD, SPENT, FAILED = "stage.json", "spent.json", "failed.json"
 POLL_SECONDS = 0.1
@@ -79,7 +78,7 @@ class Lock:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             told = False
-            while not _taken(descriptor):
+            while not taken(descriptor):
                 if not told:
                     told = True
                     waiting(os.pread(descriptor, 32, 0).decode(errors="replace").strip())
@@ -149,15 +148,8 @@ def set_aside(folder: Path) -> None:
         folder.rename(grave / f"{folder.name}-{time.time_ns()}")
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A small JSON file, or None when it is missing or not whole."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _taken(descriptor: int) -> bool:
+def taken(descriptor: int) -> bool:
+    """Take the lock of an open file if nobody has it; says whether it is held now."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from saccade.config.errors import InputError, OutsideError, Preempted, SaccadeError
+from saccade.config.errors import OutsideError, Preempted, SaccadeError
 from saccade.config.layers import Layer, Value
 from saccade.config.resolve import Resolved, resolve
 from saccade.config.schema import Config
@@ -26,6 +26,7 @@ from saccade.evaluation.dataset_scores import MEANINGS
 from saccade.evaluation.load import Progress
 from saccade.pipeline.deploy import deploy_stage
 from saccade.pipeline.graph import Stage
+from saccade.pipeline.programs import not_started
 from saccade.pipeline.stage_data import data_stage
 from saccade.training.guards import StopRequest
 from saccade.training.rundir import MEASURING_KEYS, RunDir
@@ -106,7 +107,11 @@ class Kind:
 RECIPE_METRICS = {
     "relevance": ("loss", "accuracy", "accuracy_*"),
     "pretrain": (
-        "loss", "recall_at_1", "recall_at_1_image", "recall_over_chance", "caption_loss",
+        "loss",
+        "recall_at_1",
+        "recall_at_1_image",
+        "recall_over_chance",
+        "caption_loss",
         "caption_accuracy",
     ),
     "tiny-base": ("loss", "accuracy", "accuracy_*"),
@@ -131,7 +136,7 @@ def evaluate_stage(context: StageContext) -> StageResult:
     """Score a run on its held-out samples."""
     from saccade.evaluation.run import evaluate_run, evaluation_file
 
-    run = _opened(context)
+    run = opened(context)
     keep = run.config().selector.keep if context.layer.values else None
     result = evaluate_run(run, keep=keep, progress=context.stoppable)
     metrics = {name: result[name] for name in ("accuracy", "majority", "samples")}
@@ -151,7 +156,7 @@ def compare_stage(context: StageContext) -> StageResult:
     """Measure the trained selector and every baseline at equal numbers of visual tokens."""
     from saccade.evaluation.compare import compare_run, comparison_file
 
-    run = _opened(context)
+    run = opened(context)
     result = compare_run(run, progress=context.stoppable)
     metrics = {
         f"{row['arm']}@{row['budget']}": row["accuracy"]
@@ -165,7 +170,7 @@ def report_stage(context: StageContext) -> StageResult:
     """Write a run's self-contained report.html."""
     from saccade.microscope.report import write_report
 
-    path = write_report(_opened(context), progress=context.stoppable)
+    path = write_report(opened(context), progress=context.stoppable)
     return StageResult({}, {"report": path})
 
 
@@ -220,11 +225,9 @@ def run_command(words: Sequence[str], *, context: StageContext) -> int:
             pass_fds=() if context.lock_fd is None else (context.lock_fd,),
             process_group=0,  # Ctrl+C comes here first; it is passed on once, as SIGTERM
         )
-    except (FileNotFoundError, PermissionError) as error:
-        raise InputError(
-            f"{context.stage.where}: {context.stage.name}: {words[0]} cannot be started"
-            f" ({error.strerror})\n  fix: give a program that is on PATH, or its path"
-        ) from error
+    except OSError as error:
+        where = f"{context.stage.where}: {context.stage.name}"
+        raise not_started(error, where=where, program=words[0]) from error
     context.stop.on_exit = child.kill
     told = False
     try:
@@ -240,7 +243,7 @@ def run_command(words: Sequence[str], *, context: StageContext) -> int:
         context.stop.on_exit = lambda: None
 
 
-def _opened(context: StageContext) -> RunDir:
+def opened(context: StageContext) -> RunDir:
     """The run given as input, a private copy, with `set:` on top of its configuration."""
     run = RunDir.open(context.inputs["run"])
     if not (context.layer.values or context.layer.choices):

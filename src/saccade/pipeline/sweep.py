@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saccade.config.errors import OutsideError, Preempted, SaccadeError
+from saccade.pipeline.programs import not_started
+from saccade.pipeline.stage_state import taken
 from saccade.pipeline.sweep_plan import SweepPlan
 from saccade.pipeline.sweep_report import summarise, write_summary
 from saccade.pipeline.sweep_study import Study, lost_database_is_named
 from saccade.pipeline.sweep_trial import (
     Reports,
     cancel_words,
-    check_command,
     final_value,
     prepare_trial,
 )
@@ -149,12 +150,10 @@ class SweepRunner:
                     pass_fds=(lock,),  # an orphan of a killed sweep keeps others out
                     process_group=0,  # Ctrl+C comes here first; it is passed on once, as SIGTERM
                 )
-            except (FileNotFoundError, PermissionError) as error:
+            except OSError as error:
                 os.close(lock)
-                self.error = OutsideError(
-                    f"{self.plan.sweep.shown}: {job.words[0]} cannot be started"
-                    f" ({error.strerror})\n  fix: give a program that is on PATH, or its path"
-                )
+                where = self.plan.sweep.place("command")
+                self.error = not_started(error, where=where, program=job.words[0])
                 return
         os.pwrite(lock, f"{os.getpid()} {process.pid}".ljust(40).encode(), 0)
         self.running[trial.number] = Child(
@@ -271,7 +270,6 @@ def run_sweep(
 
     Raises Preempted (143) after a stop request, and what a trial says is missing outside.
     """
-    check_command(plan)
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -279,11 +277,11 @@ def run_sweep(
             f"{plan.folder}: cannot be made ({error.strerror or error})"
             "\n  fix: free or unlock the folder, or choose another with run.root=FOLDER"
         ) from error
-    with locked(plan.folder / ".sweep"):
-        study = Study(plan.sweep, folder=plan.folder, home=home_of(plan.folder), key=plan.key)
-        if plan.sweep.method == "grid":
-            study.fill_grid()
-    with lost_database_is_named(plan.sweep.shown if study.shared else str(plan.folder)):
+    with lost_database_is_named(plan.sweep.shown if plan.sweep.storage else str(plan.folder)):
+        with locked(plan.folder / ".sweep"):
+            study = Study(plan.sweep, folder=plan.folder, home=home_of(plan.folder), key=plan.key)
+            if plan.sweep.method == "grid":
+                study.fill_grid()
         SweepRunner(plan, study, stop, say, limit).run()
         summary = summarise(plan, study, importance=True)
     write_summary(summary, folder=plan.folder)
@@ -309,9 +307,7 @@ def try_lock(path: Path) -> int | None:
     """Take a trial's lock; its descriptor, or None when another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not taken(descriptor):
         os.close(descriptor)
         return None
     os.ftruncate(descriptor, 0)  # the processes it named are gone

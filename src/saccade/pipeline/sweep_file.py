@@ -16,11 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from saccade.config.errors import InputError
-from saccade.config.keys import all_keys, find_key, nearest, nearest_key
-from saccade.config.layers import CONFIG_DIR, GROUPS, Layer, Problem, Value, read_yaml
+from saccade.config.keys import all_keys, find_key, hint_for, nearest, nearest_key
+from saccade.config.layers import (
+    CONFIG_DIR,
+    GROUPS,
+    Layer,
+    Problem,
+    Value,
+    group_options,
+    packaged_recipes,
+    read_yaml,
+)
 from saccade.config.resolve import format_problems
 from saccade.config.training_file import FLAT_NAMES
-from saccade.pipeline.pipeline_file import hint_for, line_of
+from saccade.pipeline.pipeline_file import line_of
 from saccade.pipeline.sweep_space import FIELDS, Parameter, read_parameter
 
 FOLDER = CONFIG_DIR / "sweeps"
@@ -63,7 +72,10 @@ class Stopping:
 
 @dataclass(frozen=True)
 class SweepFile:
-    """A whole file; `shown` is its name in messages, `notes` what was passed over."""
+    """A whole file; `shown` is its name in messages, `notes` what was passed over.
+
+    `places` are the lines of what can only be checked against the schema.
+    """
 
     name: str
     shown: str
@@ -83,6 +95,11 @@ class SweepFile:
     storage: str | None = None
     seed: int = 0
     notes: tuple[str, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
+
+    def place(self, key: str) -> str:
+        """File and line of `metric`, `method`, `target` or `command`."""
+        return self.places.get(key, self.shown)
 
 
 def packaged_sweeps() -> list[str]:
@@ -108,6 +125,9 @@ def read_sweep(path: Path, *, shown: str | None = None) -> SweepFile:
     """Read and check a file; raises InputError naming every mistake with its line."""
     shown = shown or str(path)
     layer = read_yaml(path, shown=shown)
+    unreadable = [one for one in layer.problems if not one.key]
+    if unreadable:
+        raise InputError(format_problems(unreadable, what=shown))
     reading = _Reading(shown=shown, problems=list(layer.problems))
     for key, value in {**layer.choices, **layer.values}.items():
         reading.take(key, value)
@@ -163,6 +183,10 @@ class _Reading:
         at = next((i for i, word in enumerate(words) if i and word in FIELDS), None)
         if not rest:
             self.wrong(key, value, "expected names of parameters below it")
+        elif at is None and self._is_key(".".join(words)):
+            listed = isinstance(value.value, list)
+            hint = f"{{values: {value.value}}}" if listed else f"{{value: {value.value}}}"
+            self.wrong(key, value, f"expected keys below it: {hint}, or min and max")
         elif at is None:
             last = words[-1]
             near = nearest(last, FIELDS) if len(words) > 1 else None
@@ -175,12 +199,19 @@ class _Reading:
             if inner not in FIELDS and words[at] != "value":
                 self.wrong(key, value, f"expected one value under {words[at]}")
 
+    def _is_key(self, name: str) -> bool:
+        return name in FLAT_NAMES or name in GROUPS or any(
+            name in (one.name, one.leaf) for one in all_keys()
+        )  # fmt: skip
+
     def _take_own(self, key: str, rest: str, value: Value) -> None:
         first, _, inner = rest.partition(".")
-        if first == "set" and inner:
+        if not rest:
+            self.wrong(key, value, f"expected keys below it: {', '.join(OWN_KEYS)}")
+        elif first == "set" and inner:
             self.settings[inner] = value
         elif first not in OWN_KEYS or inner:
-            self.wrong(key, value, f"unknown key; {hint_for(first or key, OWN_KEYS)}")
+            self.wrong(key, value, f"unknown key; {hint_for(first, OWN_KEYS)}")
         else:
             self.own[first] = value
 
@@ -189,22 +220,23 @@ class _Reading:
         name = self._text(self.top, "name") or path.stem.lower()
         if not NAME.fullmatch(name):
             place = self.top.get("name", Value(name, self.shown))
-            self.wrong("name", place, "a sweep's name is a folder: use a-z, 0-9, - and _")
+            text = f"{name}: a sweep's name is a folder: use a-z, 0-9, - and _"
+            self.wrong("name", place, text)
         method = self._one_of(self.top, "method", METHODS, default=None)
         command = self._command()
-        config = self._text(self.own, "config")
+        free = "command" in self.own
         return SweepFile(
             name=name,
             shown=self.shown,
             method=method,
             metric=self._metric(),
             maximize=self._one_of(self.metric, "goal", GOALS, default="minimize") == "maximize",
-            parameters=self._parameters(method, free=bool(command)),
+            parameters=self._parameters(method, free=free),
             stopping=self._stopping(),
             trials=self._whole(self.top, "run_cap"),
-            recipe=self._text(self.own, "recipe"),
-            config=path.parent / config if config else None,
-            layer=self._settings(free=bool(command)),
+            recipe=self._recipe(),
+            config=self._config(path.parent),
+            layer=self._settings(free=free),
             target=self._text(self.own, "target") or "local",
             command=command,
             reports=self._whole(self.own, "reports"),
@@ -215,16 +247,39 @@ class _Reading:
                 f"{self.top[key].where}: {key}: for W&B's own agent; passed over here"
                 for key in OF_WANDB[:2] if key in self.top
             ),
+            places={
+                key: section[name].where
+                for key, section, name in (
+                    ("metric", self.metric, "name"), ("method", self.top, "method"),
+                    ("target", self.own, "target"), ("command", self.own, "command"),
+                )
+                if name in section
+            },
         )  # fmt: skip
+
+    def _recipe(self) -> str | None:
+        name, known = self._text(self.own, "recipe"), packaged_recipes()
+        if name is not None and name not in known and not name.endswith((".yaml", ".yml")):
+            text = f"{name}: unknown recipe; {hint_for(name, known)}"
+            self.wrong("saccade.recipe", self.own["recipe"], text)
+        return name
+
+    def _config(self, folder: Path) -> Path | None:
+        name = self._text(self.own, "config")
+        if name is not None and not (folder / name).is_file():
+            self.wrong("saccade.config", self.own["config"], f"{folder / name}: no such file")
+        return folder / name if name else None
 
     def _metric(self) -> str:
         name = self._text(self.metric, "name")
-        if name is None:
-            self.problems.append(Problem(self.shown, "required but not given", key="metric.name"))
+        if name is None and not any(one.key.startswith("metric") for one in self.problems):
+            place = self._section_of(self.metric)
+            self._say("metric.name", place, "required but not given: what a trial measures")
         return (name or "").removeprefix("eval/")
 
     def _parameters(self, method: str, *, free: bool) -> tuple[Parameter, ...]:
-        if not self.parameters and not self.problems:
+        said = any(one.key.startswith("parameters") for one in self.problems)
+        if not self.parameters and not said:
             self.problems.append(Problem(self.shown, "required but not given", key="parameters"))
         made: list[Parameter] = []
         seen: dict[str, str] = {}
@@ -238,8 +293,17 @@ class _Reading:
             seen[key] = name
             one = read_parameter(key, fields, name=name, method=method, problems=self.problems)
             if one is not None:
+                self._check_options(one)
                 made.append(one)
         return tuple(made)
+
+    def _check_options(self, one: Parameter) -> None:
+        """Names of ready-made options (`model: {values: [tiny]}`) must be those that ship."""
+        options = group_options(one.key) if one.key in GROUPS else []
+        for choice in one.choices if options else ():
+            if isinstance(choice, str) and choice not in options:
+                text = f"{choice}: unknown option; {hint_for(choice, options)}"
+                self._say(f"parameters.{one.name}", one.where, text)
 
     def _known(self, label: str, name: str, where: str) -> str:
         """The dotted key a name means: itself, a `.training` name, or a leaf that is unique."""
@@ -288,7 +352,7 @@ class _Reading:
         if not self.stopping:
             return None
         where = next(iter(self.stopping.values())).where
-        self._one_of(self.stopping, "type", ("hyperband",), default=None, of="early_terminate")
+        self._one_of(self.stopping, "type", ("hyperband",), default=None)
         numbers = {key: self._whole(self.stopping, key) for key in ("min_iter", "max_iter", "s")}
         eta = self._whole(self.stopping, "eta", least=2) or 3
         if numbers["min_iter"] is None and numbers["max_iter"] is None:
@@ -303,8 +367,20 @@ class _Reading:
         if value is None or value.value is None:
             return None
         if not isinstance(value.value, str):
-            self.wrong(key, value, "expected text")
-        return str(value.value)
+            self.wrong(self._shown(entries, key), value, "expected text")
+            return None
+        return value.value
+
+    def _section_of(self, entries: Mapping[str, Value]) -> str:
+        """Where something is missing: in a section that is there, else in the file."""
+        inside = entries is not self.top and entries
+        return next(iter(entries.values())).where if inside else self.shown
+
+    def _shown(self, entries: Mapping[str, Value], key: str) -> str:
+        """A key with the section it stands in."""
+        sections = {"metric": self.metric, "early_terminate": self.stopping, "saccade": self.own}
+        found = next((name for name, one in sections.items() if one is entries), None)
+        return f"{found}.{key}" if found else key
 
     def _whole(self, entries: Mapping[str, Value], key: str, *, least: int = 1) -> int | None:
         value = entries.get(key)
@@ -312,7 +388,8 @@ class _Reading:
             return None
         number = value.value
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            self.wrong(key, value, f"expected a whole number, {least} or more")
+            text = f"expected a whole number, {least} or more"
+            self.wrong(self._shown(entries, key), value, text)
             return None
         return number
 
@@ -323,13 +400,12 @@ class _Reading:
         known: Sequence[str],
         *,
         default: str | None,
-        of: str = "",
     ) -> str:
-        value, shown = entries.get(key), f"{of}.{key}" if of else key
+        value, shown = entries.get(key), self._shown(entries, key)
         if value is None:
             if default is None:
                 text = f"required but not given (one of {', '.join(known)})"
-                self.problems.append(Problem(self.shown, text, key=shown))
+                self._say(shown, self._section_of(entries), text)
             return default or known[0]
         if value.value not in known:
             self.wrong(shown, value, f"{value.value}: unknown; {hint_for(str(value.value), known)}")

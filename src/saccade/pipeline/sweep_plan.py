@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from saccade.config.errors import InputError
-from saccade.config.keys import nearest
+from saccade.config.keys import hint_for, nearest
 from saccade.config.layers import Layer, Value
 from saccade.config.resolve import Resolved, flatten
-from saccade.config.schema import Config, LaunchConfig
+from saccade.config.schema import Config
 from saccade.evaluation.dataset_scores import MEANINGS
 from saccade.pipeline.ablate import Resolver
 from saccade.pipeline.stages import RECIPE_METRICS
 from saccade.pipeline.sweep_file import SweepFile, own_parameters
-from saccade.pipeline.sweep_study import grid_points
+from saccade.pipeline.sweep_space import MOST_POINTS
+from saccade.pipeline.targets import target_fault
 from saccade.training.rundir import is_free
 
-TARGETS = ("local", *(LaunchConfig.model_fields["target"].annotation.__args__))  # type: ignore[union-attr]
+PLACE = re.compile(r"\$\{([a-z]+)(?:\.([^}]+))?\}")
+"""Something to fill into a word of a command: `${folder}`, `${parameters.rate}`."""
+PLACES = ("folder", "reports", "parameters")
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,13 @@ class SweepPlan:
 def plan_sweep(sweep: SweepFile, *, resolve: Resolver, trials: int | None = None) -> SweepPlan:
     """Check a sweep against the schema and count it; raises InputError naming what is wrong."""
     base = resolve(on_top=[sweep.layer]).config
-    if sweep.target not in TARGETS:
-        near = nearest(sweep.target, TARGETS)
-        hint = f"did you mean {near}?" if near else f"there is {', '.join(TARGETS)}"
-        raise InputError(f"{sweep.shown}: saccade.target: {sweep.target}: unknown; {hint}")
+    fault = target_fault(sweep.target)
+    if fault:
+        raise InputError(f"{sweep.place('target')}: saccade.target: {sweep.target}: {fault}")
     reports = sweep.reports
-    if not sweep.command:
+    if sweep.command:
+        filled_command(sweep, dict.fromkeys(PLACES, ""), {one.key: "" for one in sweep.parameters})
+    else:
         _refuse_metric(sweep, base)
         _try_values(sweep, resolve)
         reports = reports_of(sweep, base)
@@ -127,14 +133,38 @@ def stopping_warnings(sweep: SweepFile, *, reports: int | None) -> list[str]:
     return []
 
 
+def filled_command(
+    sweep: SweepFile, places: Mapping[str, Any], values: Mapping[str, Any]
+) -> list[str]:
+    """The words of a sweep's command for one trial; InputError for a place that is not there."""
+
+    def put(match: re.Match[str]) -> str:
+        place, name = match.groups()
+        if place == "parameters" and name is not None:
+            if name in values:
+                return str(values[name])
+        elif place in places and name is None:
+            return str(places[place])
+        known = [*(f"${{{one}}}" for one in places), *(f"${{parameters.{one}}}" for one in values)]
+        hint = hint_for(match[0], known)
+        raise InputError(f"{sweep.place('command')}: saccade.command: {match[0]}: unknown; {hint}")
+
+    return [PLACE.sub(put, word) for word in sweep.command]
+
+
 def _count(sweep: SweepFile, trials: int | None) -> int:
     if sweep.method == "grid":
-        points = len(grid_points(sweep))
+        points = math.prod(one.size or 1 for one in sweep.parameters)
+        if points > MOST_POINTS:
+            raise InputError(
+                f"{sweep.place('method')}: method: a grid of {points} points; it may have"
+                f" {MOST_POINTS}\n  fix: give fewer values, or method: random with a run_cap"
+            )
         return min(points, trials or sweep.trials or points)
     count = trials or sweep.trials
     if count is None:
         raise InputError(
-            f"{sweep.shown}: {sweep.method} never ends by itself"
+            f"{sweep.place('method')}: method: {sweep.method} never ends by itself"
             "\n  fix: give run_cap in the file, or --trials N"
         )
     return count
@@ -151,7 +181,8 @@ def _refuse_metric(sweep: SweepFile, config: Config) -> None:
     near = nearest(sweep.metric, names)
     hint = f"did you mean {near}?" if near else f"there is {', '.join(known)}"
     raise InputError(
-        f"{sweep.shown}: metric.name: {sweep.metric}: {config.recipe} does not measure it; {hint}"
+        f"{sweep.place('metric')}: metric.name: {sweep.metric}: {config.recipe} does not measure"
+        f" it; {hint}"
     )
 
 

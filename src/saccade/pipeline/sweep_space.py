@@ -30,6 +30,11 @@ DISTRIBUTIONS = (*CHOICES, *RANGES, *BELLS)
 EDGE = 1e-6
 """Quantiles are drawn from EDGE to 1 - EDGE: a normal value is finite (within 4.8 sigma)."""
 
+MOST_POINTS = 10_000
+"""More trials than this no grid is meant to have."""
+LARGEST_EXPONENT = 700.0
+"""e to the power of more is no number any more."""
+
 Draw = Literal["choice", "float", "log", "int"]
 
 
@@ -74,6 +79,19 @@ class Parameter:
     def texts(self) -> list[str]:
         """The choices as JSON, which any database can keep."""
         return [json.dumps(one) for one in self.choices]
+
+    @property
+    def size(self) -> int | None:
+        """How many values can be drawn; None when there is no end to them."""
+        if self.draw == "choice":
+            return len(self.choices)
+        if self.weights:
+            return sum(weight > 0 for weight in self.weights)
+        if self.draw == "int":
+            return int(self.high) - int(self.low) + 1
+        if self.q is None or self.bell is not None:
+            return None
+        return math.floor(self.high / self.q) - math.ceil(self.low / self.q) + 1
 
     def points(self) -> list[Any] | None:
         """Everything that can be drawn, in order, or None when there is no end to it."""
@@ -126,10 +144,12 @@ def read_parameter(
     made = reader.parameter()
     if len(problems) > reader.before or made is None:
         return None
-    if method == "grid" and made.points() is None:
+    size = made.size if method == "grid" else 1
+    if size is None:
         reader.say("a grid needs values, whole numbers (int_uniform) or steps (q_uniform)")
-        return None
-    return made
+    elif not 0 < size <= MOST_POINTS:
+        reader.say(f"{size} values in a grid; it may have 1 to {MOST_POINTS}")
+    return made if size is not None and 0 < size <= MOST_POINTS else None
 
 
 @dataclass
@@ -211,38 +231,46 @@ class _Reader:
         low, high = self._number("min"), self._number("max")
         if low is None or high is None:
             return None
-        if kind in ("log_uniform", "q_log_uniform"):  # W&B: bounds are exponents
+        if kind in ("log_uniform", "q_log_uniform", "inv_log_uniform"):  # W&B: they are exponents
+            if max(abs(low), abs(high)) > LARGEST_EXPONENT:
+                self.say(f"of {kind}, min and max are exponents; did you mean {kind}_values?")
+                return None
+            low, high = (-high, -low) if kind == "inv_log_uniform" else (low, high)
             low, high = math.exp(low), math.exp(high)
-        elif kind == "inv_log_uniform":
-            low, high = math.exp(-high), math.exp(-low)
         if low >= high:
             self.say(f"min must be below max ({low:g}, {high:g})", field="min")
             return None
         logarithmic = "log" in kind
         if logarithmic and low <= 0:
-            hint = "min must be above 0"
-            self.say(f"{hint} (of log_uniform, min and max are exponents)", field="min")
+            self.say("min must be above 0 (of log_uniform, min and max are exponents)", field="min")
             return None
         draw: Draw = "log" if logarithmic else "int" if kind == "int_uniform" else "float"
         if draw == "int" and not (low.is_integer() and high.is_integer()):
             self.say("int_uniform expects whole numbers", field="min")
             return None
-        q = (self._number("q", default=1.0) or 1.0) if kind.startswith("q_") else None
-        if q is not None and q <= 0:
-            self.say("expected number > 0", field="q")
-            return None
+        q = self._above_0("q") if kind.startswith("q_") else None
         return Parameter(self.key, self.name, self.where, draw, low=low, high=high, q=q)
 
     def _bell(self, kind: str) -> Parameter | None:
-        mu, sigma = self._number("mu", default=0.0), self._number("sigma", default=1.0)
-        if mu is None or sigma is None or sigma <= 0:
-            self.say("expected number > 0", field="sigma")
+        mu, sigma = self._number("mu", default=0.0), self._above_0("sigma")
+        if mu is None or sigma is None:
+            return None
+        if "log" in kind and abs(mu) + 5 * sigma > LARGEST_EXPONENT:
+            self.say(f"of {kind}, mu and sigma are those of the logarithm; these are too large")
             return None
         return Parameter(
             self.key, self.name, self.where, "float", low=EDGE, high=1 - EDGE,
-            q=self._number("q", default=1.0) if kind.startswith("q_") else None,
+            q=self._above_0("q") if kind.startswith("q_") else None,
             bell=NormalDist(mu, sigma), exponential="log" in kind,
         )  # fmt: skip
+
+    def _above_0(self, field: str) -> float | None:
+        """A positive number, 1 where it is left out; None after a mistake."""
+        number = self._number(field, default=1.0)
+        if number is not None and number <= 0:
+            self.say("expected number > 0", field=field)
+            return None
+        return number
 
     def _number(self, field: str, *, default: float | None = None) -> float | None:
         value = self.fields.get(field)
@@ -257,7 +285,9 @@ class _Reader:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """An ordinary number: neither true or false, nor infinite."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,23 +10,17 @@ lines such as `{"step": 3, "accuracy": 0.8}` to `${reports}`. Left out: starting
 from __future__ import annotations
 
 import json
-import os
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from saccade.config.errors import InputError
 from saccade.config.resolve import to_yaml
-from saccade.pipeline.execute import own_programs
-from saccade.pipeline.sweep_plan import SweepPlan
+from saccade.pipeline.programs import SACCADE, own_environment, own_programs
+from saccade.pipeline.sweep_plan import SweepPlan, filled_command
 from saccade.pipeline.targets import launch_words
 from saccade.training.rundir import RunDir, write_atomically
-
-PLACE = re.compile(r"\$\{([a-z]+)(?:\.([^}]+))?\}")
 
 
 @dataclass(frozen=True)
@@ -92,12 +86,12 @@ def prepare_trial(plan: SweepPlan, *, number: int, values: Mapping[str, Any]) ->
     """Write what the trial reads, and say how it is started; the same when it is continued."""
     folder = plan.trial_folder(number)
     folder.mkdir(parents=True, exist_ok=True)
-    env = _environment()
+    env = own_environment()
     write_atomically(folder / "parameters.json", json.dumps(values, indent=2) + "\n")
     if plan.sweep.command:
         reports = folder / "reports.jsonl"
         places = {"folder": folder, "reports": reports, "parameters": folder / "parameters.json"}
-        words = own_programs([_filled(plan, word, places, values) for word in plan.sweep.command])
+        words = own_programs(filled_command(plan.sweep, places, values))
         return TrialJob(folder, words, env, reports, events=False)
     config = folder / "trial.yaml"
     write_atomically(config, to_yaml(plan.resolved(values, number=number).config))
@@ -108,9 +102,8 @@ def prepare_trial(plan: SweepPlan, *, number: int, values: Mapping[str, Any]) ->
 
 def train_words(plan: SweepPlan, config: Path) -> list[str]:
     """`saccade train`, or `saccade launch` for a target; the token makes it the same job again."""
-    saccade = [sys.executable, "-m", "saccade.cli"]
     if plan.sweep.target == "local":
-        return [*saccade, "train", "--config", str(config)]
+        return [*SACCADE, "train", "--config", str(config)]
     return launch_words(
         config, target=plan.sweep.target, token=f"{plan.sweep.name}-{config.parent.name}",
         to=config.parent,
@@ -123,7 +116,7 @@ def cancel_words(plan: SweepPlan, *, number: int) -> Sequence[str]:
         return ()
     root = ["--root", str(plan.folder)]
     run = plan.run_name(number)
-    return [sys.executable, "-m", "saccade.cli", "cancel", run, *root, "--yes"]
+    return [*SACCADE, "cancel", run, *root, "--yes"]
 
 
 def final_value(plan: SweepPlan, *, number: int, reports: Reports) -> float | None:
@@ -131,35 +124,3 @@ def final_value(plan: SweepPlan, *, number: int, reports: Reports) -> float | No
     done = None if plan.sweep.command else RunDir(plan.trial_folder(number)).done()
     value = (done or {}).get("metrics", {}).get(plan.sweep.metric)
     return reports.last if value is None else float(value)
-
-
-def check_command(plan: SweepPlan) -> None:
-    """Refuse a placeholder that means nothing, before anything runs."""
-    places = {"folder": plan.folder, "reports": plan.folder, "parameters": plan.folder}
-    values = {one.key: "" for one in plan.sweep.parameters}
-    for word in plan.sweep.command:
-        _filled(plan, word, places, values)
-
-
-def _filled(
-    plan: SweepPlan, word: str, places: Mapping[str, Path], values: Mapping[str, Any]
-) -> str:
-    def put(match: re.Match[str]) -> str:
-        place, name = match.groups()
-        if place == "parameters" and name is not None:
-            if name in values:
-                return str(values[name])
-        elif place in places and name is None:
-            return str(places[place])
-        known = [*(f"${{{one}}}" for one in places), *(f"${{parameters.{one}}}" for one in values)]
-        raise InputError(
-            f"{plan.sweep.shown}: saccade.command: {match[0]}: unknown; there is {', '.join(known)}"
-        )
-
-    return PLACE.sub(put, word)
-
-
-def _environment() -> dict[str, str]:
-    source = str(Path(__file__).parents[2])
-    paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)}

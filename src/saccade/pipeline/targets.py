@@ -10,19 +10,42 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
-from saccade.config.errors import InputError, OutsideError, Preempted
+from saccade.config.errors import Preempted, of_exit_code
+from saccade.config.keys import nearest
 from saccade.config.resolve import to_yaml
+from saccade.config.schema import LaunchConfig
+from saccade.pipeline.programs import SACCADE
 from saccade.pipeline.stages import StageContext, StageFailed, StageResult, run_command
 from saccade.training.rundir import RunDir, write_atomically
 
+TARGETS: tuple[str, ...] = get_args(LaunchConfig.model_fields["target"].annotation)
+OWN_STORES = "hf-jobs"
+"""The target whose runs stay in stores that only its own tool reads."""
 TOKEN_LENGTH = 40
 """Longest token of a launch."""
 TOKEN_DIGITS = 8
+
+
+def target_fault(name: str) -> str | None:
+    """Why no stage and no trial can run there, known before anything runs; None where one can."""
+    if name not in TARGETS:
+        near = nearest(name, TARGETS)
+        return f"unknown target; {f'did you mean {near}?' if near else f'there is {_listed()}'}"
+    if name == OWN_STORES:
+        return (
+            "its runs stay in buckets of Hugging Face, from where they cannot be brought here"
+            f"\n  fix: another target ({_listed()}), or `saccade launch` by hand"
+        )
+    return None
+
+
+def _listed() -> str:
+    return ", ".join(one for one in TARGETS if one != OWN_STORES)
 
 
 def run_on_target(context: StageContext) -> StageResult:
@@ -43,7 +66,7 @@ def run_on_target(context: StageContext) -> StageResult:
         return StageResult(done["metrics"], {"model": run.path / "model", "run": run.path})
     if code == Preempted.exit_code or context.stop:
         raise Preempted(f"{name}: stopped watching; the same command goes on with the job")
-    error = {2: InputError, 3: OutsideError}.get(code, StageFailed)
+    error = of_exit_code(code) or StageFailed
     raise error(
         f"{context.stage.target.where}: {name}: `saccade launch` ended with {code}"
         f"{'' if code else ', but the run is not finished'}; its messages stand above"
@@ -61,9 +84,9 @@ def launch_words(
     config: Path, *, target: str, token: str, to: Path, inputs: Sequence[Path] = ()
 ) -> list[str]:
     """`saccade launch` for a file, with its run brought into the folder `to`."""
-    saccade = [sys.executable, "-m", "saccade.cli", "launch", "--config", str(config)]
-    saccade += [word for path in inputs for word in ("--input", str(path))]
-    return [*saccade, "--target", target, "--token", as_token(token), "--to", str(to), "--yes"]
+    words = [*SACCADE, "launch", "--config", str(config)]
+    words += [word for path in inputs for word in ("--input", str(path))]
+    return [*words, "--target", target, "--token", as_token(token), "--to", str(to), "--yes"]
 
 
 def as_token(name: str) -> str:

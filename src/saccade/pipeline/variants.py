@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade.config.errors import InputError
-from saccade.config.keys import find_key, nearest, nearest_key
+from saccade.config.keys import find_key, hint_for, nearest_key
 from saccade.config.layers import (
     CONFIG_DIR,
     GROUPS,
@@ -80,9 +80,10 @@ class Ablation:
         known = [*(variant.name for variant in self.variants), *groups]
         for name in wanted:
             if name not in known:
-                near = nearest(name, known)
-                hint = f"did you mean {near}?" if near else f"there is {', '.join(known)}"
-                raise InputError(f"--only {name}: no such variant or group in {self.shown}; {hint}")
+                raise InputError(
+                    f"--only {name}: no such variant or group in {self.shown};"
+                    f" {hint_for(name, known)}"
+                )
         named = {*wanted, self.reference} if set(groups) & set(wanted) else {*wanted}
         return [
             variant.name
@@ -241,9 +242,7 @@ class _Reading:
     def _unknown(
         self, key: str, value: Value, word: str, known: Sequence[str], *, what: str = "key"
     ) -> None:
-        near = nearest(word, known)
-        hint = f"did you mean {near}?" if near else f"there is {', '.join(known)}"
-        self._wrong(key, value, f"unknown {what}; {hint}")
+        self._wrong(key, value, f"unknown {what}; {hint_for(word, known)}")
 
     def _wrong(self, key: str, value: Value, message: str) -> None:
         self.problems.append(Problem(value.where, message, key=key))

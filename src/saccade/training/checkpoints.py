@@ -10,7 +10,6 @@ Everything that touches the store is in `_commit` and `_remove`, so another stor
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -21,13 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from saccade.config.errors import OutsideError
+from saccade.config.errors import FULL, OutsideError
 
 CHECKSUMS = "checksums.json"
 COMPLETE = "COMPLETE"
 STEP_NAME = re.compile(r"step-(\d+)")
 CHUNK_BYTES = 1 << 20
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 Writer = Callable[[BinaryIO], None]
 """Writes the whole content of one file into an open binary file."""
@@ -138,11 +136,11 @@ def _commit(aside: Path, folder: Path, files: Mapping[str, Writer]) -> int:
     _write_file(aside / CHECKSUMS, lambda file: _write_all(file, listing))
     marker = hashlib.sha256(listing).hexdigest().encode() + b"\n"
     _write_file(aside / COMPLETE, lambda file: _write_all(file, marker))
-    _sync_folder(aside)
+    sync_folder(aside)
     if folder.exists():  # only ever a damaged one: a good one would have been resumed from
         _remove(folder)
     aside.rename(folder)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
     return sum(int(entry["bytes"]) for entry in entries.values())
 
 
@@ -163,7 +161,8 @@ def _write_file(path: Path, writer: Writer) -> dict[str, str | int]:
     return {"sha256": file.sha256.hexdigest(), "bytes": file.bytes}
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saccade.config.errors import SaccadeError
-from saccade.training.checkpoints import CHECKSUMS, COMPLETE, FULL, disk_full
+from saccade.config.errors import FULL, SaccadeError
+from saccade.training.checkpoints import CHECKSUMS, COMPLETE, disk_full
 from saccade.training.store import Store, StoreError, file_sha256, safe_name
 
 AREA = ".tmp-fetch"

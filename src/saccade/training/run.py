@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from saccade.config.errors import InputError, Preempted
+from saccade.config.errors import FULL, InputError, Preempted
 from saccade.config.resolve import Resolved
 from saccade.config.schema import Config
 from saccade.data.sources import SampleSource, open_source
 from saccade.training.checkpoints import (
-    FULL,
     clean_leftovers,
     disk_full,
     newest_good,

@@ -70,6 +70,15 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A small JSON file, or None when it is missing or not whole."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 class RunDir:
     """Paths and small files of one run; create with `create` or `open`."""
 

@@ -143,10 +143,12 @@ def build_page(demo: Demo) -> Any:
 
 def main() -> None:
     """Load the model, then serve; host and port come from Gradio's environment variables."""
+    from gradio.themes import Default  # type: ignore[import-not-found]
+
     logging.basicConfig(level="WARNING")
     page = build_page(Demo(HERE))
     page.queue(max_size=16)
-    theme = gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"])
+    theme = Default(font=FONTS, font_mono=["ui-monospace", "monospace"])
     page.launch(max_file_size=LARGEST_UPLOAD, ssr_mode=False, footer_links=[], theme=theme)
 
 

@@ -10,16 +10,17 @@ share they are right about, which a data-quality curriculum reads. Clutter is ne
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from saccade.config.schema import CaptionsSource
+from saccade.data.generate.scene_rows import SceneRows
 from saccade.data.generate.scenes import (
     COLORS,
     SHAPES,
+    SPLIT_CODES,
     WORDS,
     Scene,
     Thing,
@@ -71,19 +72,13 @@ def blurred(things: Sequence[Thing], rng: np.random.Generator) -> tuple[tuple[Th
     return tuple(told), 1 - len(wrong) / len(things)
 
 
-class CaptionScenes:
+class CaptionScenes(SceneRows[CaptionsSource]):
     """Captions of one split's scenes as samples; item i is caption i % Q of scene i // Q."""
 
-    def __init__(self, source: CaptionsSource) -> None:
-        self.source = source
+    name = "captions"
 
-    def __len__(self) -> int:
-        return self.source.scenes * self.source.questions
-
-    def __getitem__(self, position: int) -> Sample:
-        if not 0 <= position < len(self):
-            raise IndexError(position)
-        index, number = divmod(position, self.source.questions)
+    def sample(self, index: int, *, number: int) -> Sample:
+        position = index * self.source.questions + number
         scene = make_scene(self.source, index=index)
         things = mentioned(scene, most=self.source.mentions)
         told, quality = self._told(things, position=position)
@@ -114,16 +109,6 @@ class CaptionScenes:
             else:
                 yield self[position].facts["quality"]
 
-    def groups(self) -> list[list[int]]:
-        """Positions of each scene's captions."""
-        n = self.source.questions
-        return [list(range(i * n, (i + 1) * n)) for i in range(self.source.scenes)]
-
-    def fingerprint(self) -> str:
-        """Equal for equal sources."""
-        spec = self.source.model_dump_json()
-        return "captions:" + hashlib.sha256(spec.encode()).hexdigest()[:16]
-
     def _told(self, things: tuple[Thing, ...], *, position: int) -> tuple[tuple[Thing, ...], float]:
         rng = self._rng(position, 0)
         if not things or rng.random() >= self.source.noise:
@@ -131,7 +116,7 @@ class CaptionScenes:
         return blurred(things, rng)
 
     def _rng(self, position: int, use: int) -> np.random.Generator:
-        split = ("train", "validation", "test").index(self.source.split)
+        split = SPLIT_CODES[self.source.split]
         return np.random.default_rng([self.source.seed, split, position, 7, use])
 
 

@@ -38,15 +38,12 @@ class PreferenceScenes(SceneSource):
     """The scenes of one split as samples with a rejected answer each."""
 
     source: PreferenceSource
+    name = "preferences"
 
     def scene_samples(self, index: int) -> list[Sample]:
         """All samples of scene `index`, sharing one image."""
         samples = super().scene_samples(index)
         return [self._with_rejected(one, number=i) for i, one in enumerate(samples)]
-
-    def fingerprint(self) -> str:
-        """Equal for equal sources."""
-        return super().fingerprint().replace("scenes:", "preferences:")
 
     def _with_rejected(self, sample: Sample, *, number: int) -> Sample:
         scene: Scene = sample.facts["scene"]

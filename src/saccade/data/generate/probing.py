@@ -10,7 +10,6 @@ POPE's "popular" objects; the generator draws all objects equally often, so none
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from saccade.config.schema import ProbingSource
+from saccade.data.generate.scene_rows import SceneRows
 from saccade.data.generate.scenes import (
     COLORS,
     SHAPES,
@@ -84,19 +84,12 @@ def probe(scene: Scene, *, count: int, adversarial: bool, seed: int) -> list[Pro
     return [made[i] for i in rng.permutation(len(made))]
 
 
-class ProbingScenes:
+class ProbingScenes(SceneRows[ProbingSource]):
     """Probing questions of one split as samples; item i is question i % Q of scene i // Q."""
 
-    def __init__(self, source: ProbingSource) -> None:
-        self.source = source
+    name = "probing"
 
-    def __len__(self) -> int:
-        return self.source.scenes * self.source.questions
-
-    def __getitem__(self, position: int) -> Sample:
-        if not 0 <= position < len(self):
-            raise IndexError(position)
-        index, number = divmod(position, self.source.questions)
+    def sample(self, index: int, *, number: int) -> Sample:
         return self.scene_samples(index)[number]
 
     def scene_samples(self, index: int) -> list[Sample]:
@@ -121,16 +114,6 @@ class ProbingScenes:
             image_key=scene.key,
             facts=facts,
         )
-
-    def groups(self) -> list[list[int]]:
-        """Positions of each scene's questions."""
-        n = self.source.questions
-        return [list(range(i * n, (i + 1) * n)) for i in range(self.source.scenes)]
-
-    def fingerprint(self) -> str:
-        """Equal for equal sources."""
-        spec = self.source.model_dump_json()
-        return "probing:" + hashlib.sha256(spec.encode()).hexdigest()[:16]
 
 
 def _draw(

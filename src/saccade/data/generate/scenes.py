@@ -14,7 +14,6 @@ from nature.
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from PIL import Image
 
 from saccade.config.schema import ScenesSource
 from saccade.data.generate import drawing
+from saccade.data.generate.scene_rows import SceneRows
 from saccade.data.samples import Sample
 
 COLORS = tuple(drawing.COLORS)
@@ -397,19 +397,12 @@ def ask(scene: Scene, *, kinds: tuple[str, ...], count: int, seed: int) -> list[
     return chosen
 
 
-class SceneSource:
+class SceneSource(SceneRows[ScenesSource]):
     """The scenes of one split as samples; item i is question i % Q of scene i // Q."""
 
-    def __init__(self, source: ScenesSource) -> None:
-        self.source = source
+    name = "scenes"
 
-    def __len__(self) -> int:
-        return self.source.scenes * self.source.questions
-
-    def __getitem__(self, position: int) -> Sample:
-        if not 0 <= position < len(self):
-            raise IndexError(position)
-        index, number = divmod(position, self.source.questions)
+    def sample(self, index: int, *, number: int) -> Sample:
         return self.scene_samples(index)[number]
 
     def scene_samples(self, index: int) -> list[Sample]:
@@ -435,11 +428,3 @@ class SceneSource:
             )
             for number, question in enumerate(questions)
         ]
-
-    def groups(self) -> list[list[int]]:
-        n = self.source.questions
-        return [list(range(i * n, (i + 1) * n)) for i in range(self.source.scenes)]
-
-    def fingerprint(self) -> str:
-        spec = self.source.model_dump_json()
-        return "scenes:" + hashlib.sha256(spec.encode()).hexdigest()[:16]

@@ -25,6 +25,7 @@ from saccade.config.errors import OutsideError
 from saccade.launch.spec import Handle, JobSpec, LogLine, Status
 from saccade.launch.states import State
 from saccade.launch.targets.base import Settings
+from saccade.training.rundir import read_json
 
 START_PATIENCE_S = 20.0
 """How long a keeper may take to say that it runs."""
@@ -178,14 +179,6 @@ def job_env(spec: JobSpec) -> dict[str, str]:
         "SACCADE_RUN": spec.run, "SACCADE_STORE": spec.store, "SACCADE_CONFIG": spec.config,
         "SACCADE_ATTEMPT": str(spec.attempt), "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Read one of the job's small files; None when it is not there."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def is_alive(keeper: dict[str, Any]) -> bool:

@@ -27,9 +27,6 @@ PR_SET_PDEATHSIG = 1
 
 def keep(folder: Path) -> int:
     """Run the job of a folder to its end; returns 0 also when another keeper has it."""
-    if not _claim(folder):
-        return 0
-    job = json.loads((folder / "job.json").read_text("utf-8"))
     stop_asked = False
     child: subprocess.Popen[bytes] | None = None
 
@@ -43,6 +40,10 @@ def keep(folder: Path) -> int:
     signal.signal(signal.SIGTERM, hand_on)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # only now may others learn of this process: a stop that comes at once must not kill it
+    if not _claim(folder):
+        return 0
+    job = json.loads((folder / "job.json").read_text("utf-8"))
     with (folder / "log").open("ab", buffering=0) as log:
         try:
             child = subprocess.Popen(

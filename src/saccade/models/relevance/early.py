@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from saccade.config.errors import InputError
+from saccade.models.packed import additive
 from saccade.models.relevance.attention_scores import rotate
 from saccade.models.relevance.prune import LanguageInputs
 from saccade.models.relevance.teacher import last_prompt_position
@@ -147,7 +148,7 @@ class DropInside:
         causal_SS = torch.ones(length, length, dtype=torch.bool, device=device).tril()
         own_SS = torch.eye(length, dtype=torch.bool, device=device)  # padding sees itself
         visible_BSS = (self._stay_BS[:, None, :] & causal_SS) | own_SS
-        return _additive(visible_BSS[:, None], dtype)
+        return additive(visible_BSS[:, None], dtype=dtype)
 
     def _decoding_mask(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         cached = kwargs["past_key_values"].get_seq_length(index)
@@ -157,7 +158,7 @@ class DropInside:
         visible_BK = torch.cat([self._stay_BS, self._stay_BS.new_ones(shape)], dim=1)
         visible_BQK = visible_BK[:, None].expand(-1, new, -1)
         late = torch.ones_like(visible_BQK[0]).tril(diagonal=cached)
-        return _additive((visible_BQK & late)[:, None], hidden.dtype)
+        return additive((visible_BQK & late)[:, None], dtype=hidden.dtype)
 
 
 def last_token_attention(
@@ -188,13 +189,6 @@ def last_token_attention(
     visible_BL = inputs.attention_mask_BS.bool() & (places_L <= asking_B[:, None])
     logits = (logits * attention.scaling).masked_fill(~visible_BL[:, None, None], -torch.inf)
     return logits.softmax(-1).mean((1, 2))
-
-
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    hidden = torch.finfo(dtype).min
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
-        ~visible, hidden
-    )
 
 
 def _bound(method: Any, index: int) -> Any:

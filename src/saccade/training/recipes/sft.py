@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from saccade.config.errors import InputError
 from saccade.config.schema import Config
 from saccade.data.chat import ChatMarkers, Encoded
-from saccade.data.packing import pack, positions, prefix_length
+from saccade.data.packing import pack, prefix_length
 from saccade.data.samples import Sample
 from saccade.data.sources import SampleSource, open_source
 from saccade.models.losses import supervised_loss
+from saccade.models.packed import additive, packed_inputs
 from saccade.training.recipes.before import BesideBefore
 from saccade.training.recipes.learner import Learner
 from saccade.training.rundir import RunDir
@@ -63,26 +64,9 @@ class SftRecipe:
         encoded = [renderer.encode(sample, with_answer=True) for sample in samples]
         groups = _same_prefix(encoded, samples, markers=renderer.markers)
         rows = pack(groups, markers=renderer.markers)
-        ids_RL = rows.input_ids_RL
-        types_RL = (ids_RL == renderer.markers.image).to(torch.int)
-        rope_3RL, _ = base.model.get_rope_index(
-            ids_RL,
-            mm_token_type_ids=types_RL,
-            image_grid_thw=rows.grid_I3,
-        )
-        visible_R1LL = rows.block_mask()
-        zero = torch.zeros((), dtype=base.dtype)
-        batch: dict[str, Any] = {
-            "input_ids": ids_RL,
-            "labels": rows.labels_RL,
-            "attention_mask": torch.where(visible_R1LL, zero, torch.finfo(base.dtype).min),
-            "mm_token_type_ids": types_RL,
-            "position_ids": positions(rows.segment_RL, rope_3RL),
-            "sample_ids": [sample.id for sample in samples],
-        }
-        if rows.pixels_ND is not None:
-            batch["pixel_values"], batch["image_grid_thw"] = rows.pixels_ND, rows.grid_I3
-        return batch
+        mask = additive(rows.block_mask(), dtype=base.dtype)
+        inputs = packed_inputs(rows, base=base, markers=renderer.markers)
+        return inputs | {"attention_mask": mask, "sample_ids": [sample.id for sample in samples]}
 
     def loss(self, batch: dict[str, Any], *, step: int, denominator: Tensor) -> dict[str, Tensor]:
         reading = self.learner.read(batch, labels=batch["labels"])

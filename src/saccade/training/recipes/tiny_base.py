@@ -30,11 +30,12 @@ from saccade.config.errors import InputError
 from saccade.config.schema import Config, ScenesSource
 from saccade.data.chat import IGNORE_INDEX, ChatRenderer
 from saccade.data.generate.scenes import CELL_TARGETS, SceneSource, cell_targets, vocabulary_texts
-from saccade.data.packing import PackedRows, pack, positions
+from saccade.data.packing import PackedRows, pack
 from saccade.data.samples import Sample
 from saccade.data.sources import SampleSource, open_source
 from saccade.models.backbone import load_backbone, pick_device
 from saccade.models.losses import supervised_loss
+from saccade.models.packed import additive, packed_inputs
 from saccade.models.relevance.teacher import eager_attention
 from saccade.models.relevance.vision import encode_cells
 from saccade.models.tiny import build_model, build_processor, build_tokenizer, tiny_config
@@ -175,22 +176,12 @@ class TinyBaseRecipe:
         groups = [list(group) for _, group in groupby(samples, key=lambda s: s.image_key or s.id)]
         encoded = [[self.renderer.encode(s, with_answer=True) for s in group] for group in groups]
         rows = pack(encoded, markers=self.renderer.markers)
-        ids_RL = rows.input_ids_RL
-        types_RL = (ids_RL == self.renderer.markers.image).to(torch.int)
-        rope_3RL, _ = self.base.model.get_rope_index(
-            ids_RL, mm_token_type_ids=types_RL, image_grid_thw=rows.grid_I3
-        )
         facts = [group[0].facts for group in groups]
         targets = [cell_targets(known["scene"]) if "scene" in known else {} for known in facts]
-        batch: dict[str, Any] = {
-            "input_ids": ids_RL,
-            "labels": rows.labels_RL,
+        batch = packed_inputs(rows, base=self.base, markers=self.renderer.markers) | {
             "attention_mask": rows.block_mask(),
-            "position_ids": positions(rows.segment_RL, rope_3RL),
             "sample_ids": [sample.id for sample in samples],
         }
-        if rows.pixels_ND is not None:
-            batch["pixel_values"], batch["image_grid_thw"] = rows.pixels_ND, rows.grid_I3
         batch |= self._look_targets(groups, rows)
         if all(targets):
             batch["cell_targets"] = {
@@ -263,7 +254,7 @@ class TinyBaseRecipe:
         with eager_attention(base) if look else nullcontext():
             out = base.model(
                 input_ids=batch["input_ids"],
-                attention_mask=self._additive(batch["attention_mask"]),
+                attention_mask=additive(batch["attention_mask"], dtype=base.dtype),
                 position_ids=batch["position_ids"],
                 mm_encoder_outputs={"image": features} if features is not None else None,
                 output_attentions=look,
@@ -314,12 +305,6 @@ class TinyBaseRecipe:
         cell_R = self.model.reader(torch.cat(cells), targets, counts=[len(rows) for rows in cells])
         tokens_R = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(1)
         return (cell_R * tokens_R).sum() / denominator
-
-    def _additive(self, visible_R1LL: Tensor) -> Tensor:
-        """Eager attention adds its mask, so it must be a number, not a truth value."""
-        dtype = self.base.dtype
-        zero = torch.zeros((), dtype=dtype, device=visible_R1LL.device)
-        return torch.where(visible_R1LL, zero, torch.finfo(dtype).min)
 
     @staticmethod
     def _look_losses(attentions: tuple[Tensor, ...], batch: dict[str, Any]) -> Tensor:
