@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from textual.widgets import TabbedContent
 
+from saccade.cli_tui import collect_rarely
 from saccade.launch.log import Launch
 from saccade.tui.app import SaccadeApp
 from saccade.tui.sources import Sources
@@ -47,13 +48,14 @@ PATIENCE_S = 20.0
 
 
 class PaintedApp(SaccadeApp):
-    """An app that counts its paints."""
+    """An app that knows which state it painted last."""
 
-    paints = 0
+    state: Callable[[], Any] = staticmethod(lambda: None)
+    painted: Any = None
 
     def _display(self, screen: Any, renderable: Any) -> None:
         super()._display(screen, renderable)
-        self.paints += 1
+        self.painted = self.state()
 
 
 def make_world(root: Path, *, runs: int, live: int) -> list[Launch]:
@@ -144,13 +146,15 @@ async def measure(app: PaintedApp, writers: Writers, *, seconds: float) -> dict[
         writers.start()
         grid = app.screen.query_one(Grid)
         until = time.perf_counter() + seconds / 2
-        await _press(app, KEYS, times["table"], state=lambda: grid.cursor, until=until)
+        app.state = lambda: grid.cursor
+        await _press(app, KEYS, times["table"], until=until)
         memory.append(memory_mb())
         app.open_run("run:live-00", tab="log")
         await pilot.pause(1.0)
         tabs = app.screen.query_one(TabbedContent)
         until = time.perf_counter() + seconds / 2
-        await _press(app, ("v", "l"), times["log"], state=lambda: tabs.active, until=until)
+        app.state = lambda: tabs.active
+        await _press(app, ("v", "l"), times["log"], until=until)
         while writers.written < writers.lines:
             await pilot.pause(0.2)
         await pilot.pause(1.0)
@@ -169,22 +173,18 @@ async def _press(
     keys: tuple[str, ...],
     times: list[tuple[float, float]],
     *,
-    state: Callable[[], Any],
     until: float,
 ) -> None:
     """Press keys ten times a second; a key is done with the first paint after its effect."""
-    number = 0
+    number, app.painted = 0, app.state()
     while time.perf_counter() < until:
-        before, begin, worked = state(), time.perf_counter(), time.thread_time()
+        before, begin, worked = app.state(), time.perf_counter(), time.thread_time()
         app.simulate_key(keys[number % len(keys)])
         number += 1
-        while state() == before and time.perf_counter() - begin < PATIENCE_S:
+        while app.state() == before or app.painted == before:
             await asyncio.sleep(POLL_S)
-        if state() == before:
-            raise SystemExit(f"{keys[(number - 1) % len(keys)]} had no effect")
-        paints = app.paints
-        while app.paints == paints:
-            await asyncio.sleep(POLL_S)
+            if time.perf_counter() - begin > PATIENCE_S:
+                raise SystemExit(f"{keys[(number - 1) % len(keys)]} had no effect")
         spent = time.thread_time() - worked
         times.append(((time.perf_counter() - begin) * 1000, spent * 1000))
         await asyncio.sleep(0.1)
@@ -241,6 +241,7 @@ def main() -> int:
         paints = [first_paint_s(root) for _ in range(given.starts)]
         writers = Writers(root, launches, lines=given.lines, seconds=given.seconds)
         app = PaintedApp(Sources(root=root))
+        collect_rarely()  # as the verb does
         found = asyncio.run(measure(app, writers, seconds=given.seconds))
     load = os.getloadavg()[0]
     found |= {"first_paint_s": paints, "load": round(load, 1), "cores": os.cpu_count()}

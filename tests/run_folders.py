@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from saccade.launch.log import Launch
+
 CONFIG = "recipe: relevance\n"
 
 
@@ -53,3 +55,35 @@ def make_run(
         content = {"target_step": total, "metrics": {"loss": 0.1, "accuracy": 0.9}, "time": at}
         (folder / "DONE").write_text(json.dumps(content))
     return folder
+
+
+def make_local_launch(
+    root: Path, name: str, *, attempts: int = 1, target: str = "local", loss: float | None = 0.5
+) -> Launch:
+    """Write the log of a launch that goes on, each attempt with a log of its own.
+
+    With a loss there is a run directory too, as on this machine; without one it is elsewhere.
+    """
+    launch = Launch(root / ".launches" / f"{name}-tok")
+    at = time.time() - 600
+    spec = {
+        "run": name, "token": "tok", "attempt": 1, "recipe": "relevance", "machine": "local",
+        "replicas": 1, "strategy": "spot", "region": "local", "image": None, "code": "",
+        "config": "", "store": "",
+    }  # fmt: skip
+    offer = {"region": "local", "machine": "local", "strategy": "spot", "usd_per_hour": 2.0}
+    launch.append("planned", at=at, spec=spec, target=target, run_dir=str(root / name),
+                  offers=[offer], policy={"max_attempts": 5})  # fmt: skip
+    launch.append("ready", at=at, spec=spec)
+    for attempt in range(1, attempts + 1):
+        job = launch.folder / "jobs" / str(attempt)
+        job.mkdir(parents=True)
+        (job / "log").write_text(f"line of attempt {attempt}\n")
+        handle = {"target": target, "id": str(job), "region": "local", "url": None}
+        launch.append("submitted", at=at, attempt=attempt, offer=0, handle=handle)
+        launch.append("state", at=at, state="RUNNING", detail="")
+    if loss is not None:
+        make_run(root, name, steps=20, total=40, at=at)
+        launch.append("heartbeat", at=at + 10, attempt=attempts, step=20, beat_at=at + 10,
+                      steps=40, loss=loss)  # fmt: skip
+    return launch

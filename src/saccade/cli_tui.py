@@ -78,7 +78,20 @@ def tui(
             raise
         raise OutsideError("textual is not installed\n  fix: pip install 'saccade[tui]'") from error
     sources = Sources(root=runs_root(root), fake=fake)
+    collect_rarely()
     SaccadeApp(sources, read_only=read_only, theme=theme, first=screen).run()
+
+
+def collect_rarely() -> None:
+    """Keep the collector of cycles from looking at everything that was imported, again and again.
+
+    With hundreds of runs on the screen each of its looks would cost a tenth of a second, which is
+    the time a key may take.
+    """
+    import gc
+
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 def screen_values(screen: str, *, root: Path, fake: bool) -> Any:

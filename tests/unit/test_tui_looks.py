@@ -15,6 +15,7 @@ from textual.color import Color
 
 from saccade.tui import themes
 from saccade.tui.widgets.grid import Column, fit
+from tests.cloud_project import environment, project
 from tests.run_folders import make_run
 from tests.tui_session import QuickSources, Session, session
 
@@ -27,9 +28,18 @@ WALKS: dict[str, tuple[tuple[str, ...], str]] = {
     "run": (("1", "end", "enter"), "loss, 40 steps"),
     "results": (("6",), "90.0%"),
     "pipelines": (("5",), "finished"),
+    "launch": (("2",), "training.steps"),
     "keys": (("1", "question_mark"), "keys that work here"),
 }
 """Screen -> keys that lead there, and a word that is there when it is drawn."""
+CLOUD_WALKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "setup-fresh": (("3", "p"), ("a makes them", "cloud project")),
+    "setup": (("3",), ("here  memory", "credentials")),
+    "infra": (("4",), ("what is there: $0.06 a month",)),
+    "teardown": (("7",), ("D deletes",)),
+    "teardown-ask": (("7", "D"), ("to go on",)),
+}
+"""The same for screens of a project, which is set up unless it is called fresh."""
 
 
 class StillSources(QuickSources):
@@ -81,12 +91,43 @@ def test_a_screen_looks_as_it_did(
         seen.append(it.text() + "\n")
 
     session(still.root, steps, size=size, sources=still)
+    keep(seen[0], screen=screen, size=size)
+
+
+def keep(seen: str, *, screen: str, size: tuple[int, int]) -> None:
+    """Compare with the kept text; with UPDATE_SCREENS write it first."""
     file = KEPT / f"{screen}-{size[0]}x{size[1]}.txt"
     if os.environ.get("UPDATE_SCREENS"):
         file.parent.mkdir(exist_ok=True)
-        file.write_text(seen[0], encoding="utf-8")
-    assert seen[0] == file.read_text(encoding="utf-8")
-    assert all(len(line) <= size[0] for line in seen[0].splitlines())
+        file.write_text(seen, encoding="utf-8")
+    assert seen == file.read_text(encoding="utf-8")
+    assert all(len(line) <= size[0] for line in seen.splitlines())
+
+
+@pytest.mark.parametrize("size", (SIZES[0], SIZES[-1]), ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("screen", CLOUD_WALKS)
+def test_a_screen_of_a_project_looks_as_it_did(
+    still: StillSources, screen: str, size: tuple[int, int], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    keys, words = CLOUD_WALKS[screen]
+    seen: list[str] = []
+
+    async def steps(it: Session) -> None:
+        for key in keys:
+            await it.press(key)
+            await it.until({"3": "cloud ", "7": "D deletes"}.get(key, ""))
+        await it.until(*words)
+        await it.pilot.pause(0.5)
+        seen.append(it.text() + "\n")
+
+    with project(tmp_path) as made:
+        for name, value in environment(made.cloud, tmp_path / "home").items():
+            monkeypatch.setenv(name, value)
+        if not screen.endswith("fresh"):
+            made.setup()
+        session(still.root, steps, size=size, sources=still)
+    keep(seen[0], screen=screen, size=size)
 
 
 @pytest.mark.parametrize("theme", themes.NAMES)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from saccade.launch import fetch
 from saccade.tui.board import Board
 from saccade.tui.curve import Curve, bar, plot, spark
-from saccade.tui.runs import RunReader
+from saccade.tui.runs import FETCHING, RunReader
 from saccade.tui.tail import Tail
 from tests.run_folders import event, make_run, steps_of
 
@@ -119,6 +120,20 @@ def test_a_run_whose_lock_is_held_is_running_with_rate_and_time_left(tmp_path: P
     assert 0 <= look.eta_s <= 10
     assert look.curve[0] == 2.0
     assert RunReader(folder).look(now=time.time()).state == "STOPPED"
+
+
+def test_a_run_that_is_brought_here_is_neither_broken_nor_running(tmp_path: Path) -> None:
+    assert FETCHING in fetch.FETCHING, "the word that fetching writes into the lock"
+    folder = make_run(tmp_path, "mine")
+    (folder / "config.yaml").unlink()
+    board = Board(tmp_path)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(f"{os.getpid()} {fetch.FETCHING}\n")
+        lock.flush()
+        row = board.look(now=0.0)["rows"][0]
+        assert (row["state"], row["reason"]) == ("NEW", "is being brought here")
+    assert board.look(now=0.0)["rows"][0]["state"] == "BROKEN", "looked at again at once"
 
 
 def test_broken_run_directories_are_rows_with_a_reason(tmp_path: Path) -> None:

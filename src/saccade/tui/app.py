@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import unquote, urlsplit
 
 from rich.style import Style
 from textual import events
@@ -56,6 +57,15 @@ def _screen(name: str) -> Callable[[], Screen]:
         return getattr(import_module(f"saccade.tui.screens.{name}"), name.capitalize())()
 
     return make
+
+
+def _short(address: str) -> str:
+    """An address as a person would name it: a file below this folder by its path from here."""
+    parts = urlsplit(address)
+    path = Path(unquote(parts.path))
+    if parts.scheme != "file" or not path.is_relative_to(Path.cwd()):
+        return address
+    return str(path.relative_to(Path.cwd()))
 
 
 class SaccadeApp(App[None]):
@@ -272,7 +282,8 @@ class SaccadeApp(App[None]):
         if has_display:
             self.open_url(address)
         self.copy_to_clipboard(address)
-        self.note(f"{'opened' if has_display else 'no browser here; copied'}: {address}")
+        said = "opened" if has_display else "no browser here; copied the address of"
+        self.note(f"{said}: {_short(address)}")
 
     def action_go(self, name: str) -> None:
         if self.current_mode != name:

@@ -23,6 +23,8 @@ from saccade.tui.runs import RunLook, RunReader
 from saccade.tui.tail import Tail
 
 LOW_DISK_BYTES = 200 << 20
+MOVING = ("RUNNING", "NEW", "BROKEN", "UNREADABLE")
+"""States that may be another one a moment later: a run is trained, made, brought here, repaired."""
 REST_LOOKS = 4
 """A run that nobody trains is looked at again only after so many looks."""
 LAUNCH_KEYS = (
@@ -88,7 +90,7 @@ class Board:
         self.count += 1
         for number, (name, reader) in enumerate(sorted(self.readers.items())):
             known = self.looks.get(name)
-            rests = known is not None and known.state != "RUNNING" and known.reading >= 1.0
+            rests = known is not None and known.state not in MOVING and known.reading >= 1.0
             turn = (number + self.count) % REST_LOOKS == 0
             if (
                 turn
@@ -179,7 +181,8 @@ def _row(
     finished_here = look is not None and look.state in ("DONE", "RUNNING")
     damaged = look is not None and look.state in ("BROKEN", "UNREADABLE")
     if not (job["over"] and finished_here) and not damaged:
-        row["state"], row["reason"] = job["state"], job["message"] or job["detail"]
+        detail = "" if str(job["detail"]).startswith("JOB_STATE_") else job["detail"]
+        row["state"], row["reason"] = job["state"], job["message"] or detail
     beat = job["heartbeat_age_s"]
     if beat is not None:
         row["seen_at"] = max(row["seen_at"] or 0.0, now - beat)

@@ -132,7 +132,9 @@ def _said(kind: str, event: Mapping[str, Any]) -> str:
         job = get("handle") or {}
         return f"attempt {get('attempt')} in {job.get('region')}: {job.get('id')}"
     if kind == "heartbeat":
-        return f"step {get('step')}/{get('steps')}, loss {get('loss')}"
+        loss = get("loss")
+        said = f", loss {loss:.4g}" if isinstance(loss, int | float) else ""
+        return f"step {get('step')}/{get('steps')}{said}"
     if kind == "planned":
         offers = get("offers") or []
         first = offers[0] if offers else {}

@@ -21,6 +21,8 @@ from typing import Any
 from saccade.tui.curve import Curve
 from saccade.tui.tail import Tail
 
+FETCHING = "bringing"
+"""Word in the lock of a run that is filled from its store just now, not trained."""
 SILENT_AFTER_S = 120.0
 """A run of another machine that sent no heartbeat for so long is called silent."""
 RATE_STEPS = 24
@@ -165,11 +167,14 @@ class RunReader:
         *, now: float,
     ) -> tuple[str, str]:  # fmt: skip
         facts = self.facts
-        if "config.yaml" not in names:
+        locked = is_locked(self.path / ".lock")
+        if locked and FETCHING in _text(self.path / ".lock"):
+            return "NEW", "is being brought here"
+        if "config.yaml" not in names and not locked:
             if not names & {"events.jsonl", "checkpoints", "DONE", "heartbeat.json"}:
                 return "NO_RUN", "no run was started here"
             return "BROKEN", "has no config.yaml, so nothing can continue it"
-        if is_locked(self.path / ".lock"):
+        if locked:
             return "RUNNING", ""
         if done is not None:
             return "DONE", ""
@@ -211,6 +216,13 @@ class RunReader:
             figures=int("figures" in names), report="report.html" in names,
             comparison="comparison.json" in names,
         )  # fmt: skip
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def is_locked(path: Path) -> bool:

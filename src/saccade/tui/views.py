@@ -84,6 +84,9 @@ def next_step(
     if not rows:
         if doctor is None and cloud is None:
             return _step("3", "check this machine, then train something")
+        missing = sum(one["level"] == "block" for one in (cloud or {}).get("findings", ()))
+        if missing:
+            return _step("3", f"{(cloud or {})['project']} lacks {missing} thing(s): set it up")
         return _step("2", "train something: `relevance` takes minutes on this machine")
     stopped = next((row for row in rows if row["state"] in ("STOPPED", "PREEMPTED")), None)
     if stopped is not None:

@@ -145,6 +145,7 @@ def facts(row: Mapping[str, Any], *, now: float) -> list[tuple[str, str]]:
         ("why", row["reason"] or ""),
         ("where", f"{row['where']}" + (f" ({row['target']})" if row.get("target") else "")),
         ("folder", row["path"] or ""),
+        ("launch", row.get("launch") or ""),
         ("recipe", " on ".join(one for one in (row["recipe"], row["device"]) if one)),
         ("step", step_text(row)),
         ("loss", "" if row["loss"] is None else f"{row['loss']:.4g}"),

@@ -90,8 +90,12 @@ class Base(Screen[None]):
         self._lines(now=now)
 
     def _lines(self, *, now: float) -> None:
-        self.query_one(Top).say(self.NAME, self.host.top_parts(now=now))
+        self.query_one(Top).say(self.title_text(), self.host.top_parts(now=now))
         self.say_status(now=now)
+
+    def title_text(self) -> str:
+        """What stands first in the top line."""
+        return self.NAME
 
     def say_status(self, *, now: float) -> None:
         """Write the status line: a failing source, the newest note, or a hint."""

@@ -12,9 +12,9 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
-from textual.events import Key
+from textual.events import Key, Resize
 from textual.geometry import Offset
 from textual.screen import ModalScreen
 from textual.widget import Widget
@@ -22,6 +22,9 @@ from textual.widgets import Button, Input, Static
 
 from saccade.tui.store import Said
 from saccade.tui.widgets.grid import Column, Grid, Row
+
+AROUND = 14
+"""Lines of the screen that a question's text leaves to its box; two more with a word to type."""
 
 
 class Ask(ModalScreen[bool]):
@@ -31,6 +34,8 @@ class Ask(ModalScreen[bool]):
         Binding("escape", "answer(False)", "no", tooltip="leave everything as it is"),
         Binding("n", "answer(False)", "no", show=False, tooltip="leave everything as it is"),
         Binding("y", "agree", "yes", tooltip="do it"),
+        Binding("down,pagedown", "scroll(1)", "more", show=False, tooltip="the rest of the text"),
+        Binding("up,pageup", "scroll(-1)", "less", show=False, tooltip="the text before"),
     ]
 
     def __init__(self, heading: str, body: str, *, typed: str = "") -> None:
@@ -41,7 +46,8 @@ class Ask(ModalScreen[bool]):
         """Heading, text, and either a word to type or two buttons."""
         with Vertical(classes="panel"):
             yield Static(Content(self.heading), classes="heading")
-            yield Static(Content(self.body), classes="body")
+            with VerticalScroll(classes="body", can_focus=False):
+                yield Static(Content(self.body))
             if self.typed:
                 yield Input(placeholder=f"type {self.typed} to go on", id="word", compact=True)
             with Horizontal():
@@ -51,6 +57,11 @@ class Ask(ModalScreen[bool]):
     def on_mount(self) -> None:
         """Let a word be typed at once; else `no` has the focus."""
         self.query_one("#word" if self.typed else "#no").focus()
+
+    def on_resize(self, event: Resize) -> None:
+        """Leave room for the question and its answer, however long the text is."""
+        around = AROUND + 2 * bool(self.typed)
+        self.query_one(".body").styles.max_height = max(3, event.size.height - around)
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Only the whole word opens the way."""
@@ -68,6 +79,10 @@ class Ask(ModalScreen[bool]):
     def action_agree(self) -> None:
         if not self.typed:
             self.dismiss(True)
+
+    def action_scroll(self, by: int) -> None:
+        body = self.query_one(".body")
+        body.scroll_relative(y=by * max(1, body.size.height - 1), animate=False)
 
     def action_answer(self, answer: bool) -> None:
         self.dismiss(answer)

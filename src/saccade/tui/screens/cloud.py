@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from saccade.tui.cloud_work import Wish
 
 STEPS = (
-    Column("state", "", 8), Column("verb", "", 8, rank=2), Column("group", "part", 9, rank=1),
-    Column("what", "step", 30, grow=2), Column("message", "", 20, rank=3, grow=1),
-    Column("seconds", "", 7, rank=4, right=True),
+    Column("state", "", 8), Column("verb", "", 8, rank=1), Column("group", "part", 9, rank=3),
+    Column("what", "step", 48, grow=2), Column("message", "", 20, rank=4, grow=1),
+    Column("seconds", "", 7, rank=2, right=True),
 )  # fmt: skip
+NOTHING = "nothing to do"
 STATES: Mapping[str, tuple[str, str]] = {
     "planned": ("\u25cb", "dim"), "waits": ("\u25cb waits", "dim"), "now": ("\u25cf now", "busy"),
     "done": ("\u2714 done", "good"), "failed": ("\u2718 failed", "bad"),
@@ -89,7 +90,31 @@ class CloudScreen(Base):
                     },
                 )
             )  # fmt: skip
-        self.query_one("#steps", Grid).show(rows)
+        grid = self.query_one("#steps", Grid)
+        if not rows and grid.empty != NOTHING:
+            grid.empty = NOTHING
+            grid.refresh()
+        grid.show(rows)
+
+    def explain_step(self) -> None:
+        """Say the whole of the step under the cursor: what it is, and why it was not done."""
+        wish, key = self.wish, self.query_one("#steps", Grid).key
+        if wish is None or key is None:
+            return
+        step = next((one for one in wish.plan.steps if one.id == key), None)
+        refused = next((one for one in wish.plan.refused if one.name == key), None)
+        if step is not None:
+            progress = self.entry(f"{self.PLAN} progress").value or {}
+            said = progress.get(key, {}).get("message", "")
+            title, text = f"{step.verb} ", step.what
+        elif refused is not None:
+            title, text, said = "refused: ", refused.message, refused.fix
+        else:
+            return
+        why = f"\n{said}" if said else ""
+        self.query_one("#whole", Static).update(
+            Content.assemble((title, "bold"), text, (why, "$accent"))
+        )
 
     def say(self, text: str) -> None:
         """Write the line above the plan."""

@@ -22,9 +22,9 @@ from saccade.tui.widgets.grid import Column, Grid
 COLUMNS = (
     Column("run", "run", 16, grow=2), Column("state", "state", 14, grow=1),
     Column("step", "step", 10), Column("curve", "loss", 10, rank=2, grow=1),
-    Column("loss", "", 7, rank=4, right=True), Column("seen", "seen", 6, rank=1, right=True),
+    Column("loss", "", 7, rank=5, right=True), Column("seen", "seen", 6, rank=1, right=True),
     Column("eta", "left", 7, rank=3, right=True), Column("rate", "speed", 9, rank=7, right=True),
-    Column("attempt", "attempt", 8, rank=5), Column("cost", "cost > expected", 15, rank=6),
+    Column("attempt", "attempt", 8, rank=4), Column("cost", "cost > expected", 15, rank=6),
     Column("watch", "watched", 7, rank=8), Column("saved", "checkpoint", 12, rank=10),
     Column("bar", "", 8, rank=9), Column("where", "where", 18, rank=11, grow=2),
     Column("why", "why", 20, rank=12, grow=4),

@@ -21,14 +21,15 @@ from saccade.tui.screens.home import LEVELS
 from saccade.tui.widgets.grid import Column, Grid, Row
 
 PLAN = (Column("what", "what", 10), Column("value", "value", 40, grow=1))
+MEMORY = (Column("what", "what", 36), Column("value", "value", 20, grow=1))
 PLACES = (
     Column("0", "", 3), Column("1", "region", 16, grow=1), Column("2", "machine", 16, rank=2),
     Column("3", "rented", 11, rank=1), Column("4", "per hour", 9, right=True),
     Column("5", "quota", 8, rank=3, right=True), Column("6", "why", 16, rank=1, grow=3),
 )  # fmt: skip
 FOUND = (
-    Column("level", "", 1), Column("name", "check", 14), Column("message", "found", 30, grow=3),
-    Column("fix", "to do", 16, rank=1, grow=2),
+    Column("level", "", 1), Column("name", "check", 14, grow=1),
+    Column("message", "found", 30, grow=3), Column("fix", "to do", 16, rank=1, grow=2),
 )  # fmt: skip
 PRICES = (
     Column("strategy", "rented", 11), Column("region", "region", 18),
@@ -173,7 +174,7 @@ class MemoryScreen(Base):
 
     def body(self) -> ComposeResult:
         """Two columns."""
-        yield Grid(PLAN, empty="asking `saccade train --plan`, some seconds ...", id="memory")
+        yield Grid(MEMORY, empty="asking `saccade train --plan`, some seconds ...", id="memory")
 
     def on_mount(self) -> None:
         """Ask, in a process of its own."""

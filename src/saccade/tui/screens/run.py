@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, ClassVar
 
 from rich.text import Text
@@ -33,8 +34,10 @@ from saccade.tui.widgets.grid import Column, Grid, Row
 from saccade.tui.widgets.pictures import Pictures
 
 TABS = ("overview", "log", "events", "attempts", "figures")
+FACT_NAME = 11
+"""Cells of a fact's name."""
 LINES_KEPT = 5000
-LINES_PER_TICK = 1000
+LINES_PER_TICK = 500
 WAITING_LINES = 20_000
 ATTEMPTS = (
     Column("attempt", "attempt", 8), Column("where", "where", 24, grow=1),
@@ -57,7 +60,7 @@ class RunScreen(Base):
         Binding("left_square_bracket", "turn(-1)", "tab", key_display="[", show=False,
                 tooltip="the tab before"),
         Binding("right_square_bracket", "turn(1)", "tab", key_display="]", tooltip="the next tab"),
-        Binding("p", "attempt(-1)", "previous attempt", tooltip="log of the attempt before"),
+        Binding("p", "attempt(-1)", "previous", tooltip="log of the attempt before"),
         Binding("P", "attempt(1)", "next attempt", show=False, tooltip="log of the next attempt"),
         Binding("c", "cancel", "cancel", tooltip="stop it; the training saves itself"),
         Binding("r", "resubmit", "resubmit", tooltip="continue it from its checkpoint"),
@@ -116,6 +119,11 @@ class RunScreen(Base):
         rows = (self.entry("board").value or {"rows": []})["rows"]
         return next((row for row in rows if row["key"] == self.key), None)
 
+    def title_text(self) -> str:
+        """The name of the run."""
+        row = self.row()
+        return self.NAME if row is None else f"run {row['run']}"
+
     def draw(self, *, now: float) -> None:
         """Draw the tab that is shown."""
         row = self.row()
@@ -129,13 +137,14 @@ class RunScreen(Base):
             self.query_one("#money", Grid).show(_attempt_rows(row, self.regions))
         elif tab == "figures":
             self.query_one(Pictures).show(Path(row["path"]) if row["path"] else None)
-        self._pour(tab)
 
     def _draw_facts(self, row: Mapping[str, Any], *, now: float) -> None:
-        table = Text()
+        table, room = Text(), max(8, self.query_one("#facts", Static).size.width - FACT_NAME)
         for name, text in words.facts(row, now=now):
-            table.append(f"{name:<11}", style="bold")
-            table.append(f"{text}\n")
+            if name == "folder" and len(text) > room:  # its end says more than its beginning
+                text = "\u2026" + text[1 - room :]
+            table.append(f"{name:<{FACT_NAME}}", style="bold")
+            table.append(f"\n{'':<{FACT_NAME}}".join(wrap(text, room)) + "\n")
         for name, value in list(row["metrics"].items())[:12]:
             table.append(f"{name[:22]:<23}", style="bold")
             table.append(f"{value:.4g}\n")

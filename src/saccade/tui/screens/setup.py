@@ -12,6 +12,7 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
+from textual.events import DescendantFocus
 from textual.widgets import Static
 
 from saccade.tui import cloud_work, views
@@ -20,8 +21,9 @@ from saccade.tui.screens.plan import finding_rows
 from saccade.tui.widgets.grid import Column, Grid
 
 CHECKS = (
-    Column("level", "", 1), Column("where", "where", 5, rank=2), Column("name", "check", 16),
-    Column("message", "found", 28, grow=3), Column("fix", "to do", 20, rank=1, grow=2),
+    Column("level", "", 1), Column("where", "where", 5, rank=2),
+    Column("name", "check", 16, grow=1), Column("message", "found", 28, grow=3),
+    Column("fix", "to do", 20, rank=1, grow=2),
 )  # fmt: skip
 
 
@@ -40,11 +42,12 @@ class Setup(CloudScreen):
     ]
 
     def body(self) -> ComposeResult:
-        """Checks above, steps below, the whole of one check between."""
-        yield Grid(CHECKS, empty="checking this machine, some seconds ...", id="checks")
+        """Checks above, steps below, the whole of the chosen one between."""
+        yield Grid(CHECKS, empty="checking this machine, some seconds ...", id="checks",
+                   follow=False)  # fmt: skip
         yield Static(id="whole", classes="detail")
         yield Static("p plans what the project needs", id="said", classes="title")
-        yield Grid(STEPS, empty="", id="steps")
+        yield Grid(STEPS, empty="nothing planned yet", id="steps")
 
     def draw(self, *, now: float) -> None:
         """Draw checks and steps, with the age of each source."""
@@ -53,8 +56,8 @@ class Setup(CloudScreen):
         self.query_one("#checks", Grid).show(
             finding_rows([one for one in found if self.matches(f"{one['name']} {one['message']}")])
         )
-        self._explain()
         self.draw_steps()
+        self._explain()
         self._say(now=now)
 
     def _say(self, *, now: float) -> None:
@@ -76,6 +79,9 @@ class Setup(CloudScreen):
             self.say(f"p plans what the project needs   (checked: {', '.join(ages)})")
 
     def _explain(self) -> None:
+        if self.query_one("#steps", Grid).has_focus:
+            self.explain_step()
+            return
         grid = self.query_one("#checks", Grid)
         found = views.checks(self.entry("doctor").value, self.entry("cloud").value)
         number = int(grid.key.split(" ")[0]) if grid.key else -1
@@ -89,15 +95,19 @@ class Setup(CloudScreen):
         )
 
     def on_grid_moved(self, event: Grid.Moved) -> None:
-        """Show the whole check."""
-        if event.grid.id == "checks":
-            self._explain()
+        """Show the whole check, or the whole step."""
+        self._explain()
+
+    def on_descendant_focus(self, event: DescendantFocus) -> None:
+        """Explain what has the focus now."""
+        self._explain()
 
     def action_plan(self) -> None:
         if not self.host.sources.has_cloud():
             self.host.note("no project: GOOGLE_CLOUD_PROJECT in .env, or f for the fake cloud")
             return
         fake = self.host.sources.fake
+        self.query_one("#steps").focus()
         self.host.work.start("setup plan", lambda: cloud_work.plan_up(fake=fake))
 
     def action_apply(self) -> None:

@@ -35,6 +35,7 @@ class Teardown(CloudScreen):
         """Steps above, what is left below."""
         yield Static("p plans what would be deleted", id="said", classes="title")
         yield Grid(STEPS, empty="nothing planned yet", id="steps")
+        yield Static(id="whole", classes="detail")
         yield Static("left, after the last step", id="after", classes="title")
         yield Grid(LEFT, empty="looked for after the last step", id="left")
 
@@ -48,6 +49,7 @@ class Teardown(CloudScreen):
     def draw(self, *, now: float) -> None:
         """Draw the steps and what is left."""
         self.draw_steps()
+        self.explain_step()
         done, wish = self.entry("teardown plan done"), self.wish
         if done.value is not None:
             rows = left_rows(done.value["leftovers"], done.value["unreadable"])
@@ -69,6 +71,10 @@ class Teardown(CloudScreen):
             held = f", with {runs} finished run(s)" if runs else ""
             many = len(wish.plan.steps)
             self.say(f"{wish.settings.project}: {many} thing(s) would be deleted{held}; D deletes")
+
+    def on_grid_moved(self, event: Grid.Moved) -> None:
+        """Show the whole step."""
+        self.explain_step()
 
     def action_plan(self) -> None:
         if not self.host.sources.has_cloud():

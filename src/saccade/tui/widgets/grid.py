@@ -101,9 +101,12 @@ class Grid(ScrollView, can_focus=True):
         """A row was chosen."""
 
     def __init__(
-        self, columns: Sequence[Column], *, empty: str = "", id: str | None = None
+        self, columns: Sequence[Column], *, empty: str = "", id: str | None = None,
+        follow: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(id=id)
+        self.follow = follow
+        """Whether the cursor in the first line goes with its row when others come before it."""
         self.columns = tuple(columns)
         self.empty = empty
         self.styles_of: Mapping[str, Style] = {}
@@ -141,6 +144,8 @@ class Grid(ScrollView, can_focus=True):
         self.virtual_size = Size(self.size.width, len(self._rows) + 1)
         if self.styles.height is not None and self.styles.height.is_auto:
             self.refresh(layout=True)
+        if not self.follow and self.cursor == 0:
+            key = None
         place = self._places.get(key, min(self.cursor, len(self._rows) - 1)) if key else self.cursor
         self.cursor = max(0, min(place, len(self._rows) - 1))
         self.refresh()
