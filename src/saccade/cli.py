@@ -28,6 +28,7 @@ from saccade import (
     cli_pipeline,
     cli_prices,
     cli_sweep,
+    cli_tui,
 )
 from saccade import cli_output as out
 from saccade.cli_options import AsJson, ConfigFile, Limit, Overrides, Run, Words
@@ -272,6 +273,7 @@ cli_prices.register(app)
 cli_launch.register(app)
 cli_cloud.register(app)
 cli_export.register(app)
+cli_tui.register(app)
 
 
 @data_app.command("check")
