@@ -8,15 +8,36 @@ its own flow out, so that closing the interface stops nothing. Left out: the que
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from saccade.launch.messages import money
+from saccade.tui.screens.base import Base
 from saccade.tui.words import step_text
 
-if TYPE_CHECKING:
-    from saccade.tui.screens.base import Base
-
 Row = Mapping[str, Any]
+
+
+class Acting(Base):
+    """The keys of a screen that has a run under its cursor."""
+
+    def row(self) -> Row | None:
+        """That run."""
+        raise NotImplementedError
+
+    def action_cancel(self) -> None:
+        cancel(self, self.row())
+
+    def action_resubmit(self) -> None:
+        resubmit(self, self.row())
+
+    def action_home(self) -> None:
+        bring_home(self, self.row())
+
+    def action_watch(self) -> None:
+        watch(self, self.row())
+
+    def action_browse(self) -> None:
+        self.host.browse(self.row())
 
 
 def cancel(screen: Base, row: Row | None) -> None:

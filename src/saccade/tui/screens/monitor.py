@@ -15,8 +15,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 
 from saccade.tui import words
-from saccade.tui.acts import bring_home, cancel, resubmit, watch
-from saccade.tui.screens.base import Base
+from saccade.tui.acts import Acting
 from saccade.tui.widgets.grid import Column, Grid
 
 COLUMNS = (
@@ -31,7 +30,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class Monitor(Base):
+class Monitor(Acting):
     """Runs and jobs."""
 
     NAME = "monitor"
@@ -100,21 +99,6 @@ class Monitor(Base):
         row = self.row()
         if row is not None:
             self.host.open_run(row["key"], tab=tab)
-
-    def action_cancel(self) -> None:
-        cancel(self, self.row())
-
-    def action_resubmit(self) -> None:
-        resubmit(self, self.row())
-
-    def action_home(self) -> None:
-        bring_home(self, self.row())
-
-    def action_watch(self) -> None:
-        watch(self, self.row())
-
-    def action_browse(self) -> None:
-        self.host.browse(self.row())
 
     def action_faults(self) -> None:
         self.faults = not self.faults

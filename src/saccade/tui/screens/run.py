@@ -23,12 +23,11 @@ from textual.widgets import Log, Static, TabbedContent, TabPane
 from saccade.launch.log import FOLDER
 from saccade.launch.messages import money
 from saccade.tui import words
-from saccade.tui.acts import bring_home, cancel, resubmit, watch
+from saccade.tui.acts import Acting
 from saccade.tui.curve import plot
 from saccade.tui.logs import LogReader, event_line
 from saccade.tui.poll import Poller
 from saccade.tui.runs import RunReader
-from saccade.tui.screens.base import Base
 from saccade.tui.tail import Tail
 from saccade.tui.widgets.grid import Column, Grid, Row
 from saccade.tui.widgets.pictures import Pictures
@@ -46,7 +45,7 @@ ATTEMPTS = (
 )  # fmt: skip
 
 
-class RunScreen(Base):
+class RunScreen(Acting):
     """Detail of one row of the board."""
 
     NAME = "run"
@@ -237,21 +236,6 @@ class RunScreen(Base):
         self.lines.clear()
         self.query_one("#lines", Log).clear()
         self.action_tab("log")
-
-    def action_cancel(self) -> None:
-        cancel(self, self.row())
-
-    def action_resubmit(self) -> None:
-        resubmit(self, self.row())
-
-    def action_home(self) -> None:
-        bring_home(self, self.row())
-
-    def action_watch(self) -> None:
-        watch(self, self.row())
-
-    def action_browse(self) -> None:
-        self.host.browse(self.row())
 
     def on_tabbed_content_tab_activated(self) -> None:
         """Fill the tab at once."""
