@@ -39,7 +39,7 @@ from saccade.launch.log import Launch
 from saccade.tui.app import SaccadeApp
 from saccade.tui.sources import Sources
 from saccade.tui.widgets.grid import Grid
-from tests.run_folders import event, make_run
+from tests.run_folders import event, make_local_launch, make_run
 
 KEYS = ("down", "down", "down", "up", "pagedown", "pageup", "end", "home")
 BAR_MS = 100.0
@@ -67,23 +67,9 @@ def make_world(root: Path, *, runs: int, live: int) -> list[Launch]:
 
 def _launch(root: Path, number: int) -> Launch:
     name = f"live-{number:02d}"
-    launch = Launch(root / ".launches" / f"{name}-tok")
-    jobs = launch.folder / "jobs" / "1"
-    jobs.mkdir(parents=True)
-    spec = {
-        "run": name, "token": "tok", "attempt": 1, "recipe": "relevance", "machine": "local",
-        "replicas": 1, "strategy": "spot", "region": "local", "image": None, "code": "",
-        "config": "", "store": "",
-    }  # fmt: skip
-    offer = {"region": "local", "machine": "local", "strategy": "spot", "usd_per_hour": 2.0}
-    now = time.time()
-    launch.append("planned", at=now, spec=spec, target="local", run_dir=str(root / name),
-                  offers=[offer], policy={"max_attempts": 5})  # fmt: skip
-    handle = {"target": "local", "id": str(jobs), "region": "local", "url": None}
-    launch.append("submitted", at=now, attempt=1, offer=0, handle=handle)
-    launch.append("state", at=now, state="RUNNING", detail="")
+    launch = make_local_launch(root, name, loss=None)
     make_run(root, name, steps=20, total=100_000)
-    (jobs / "log").write_bytes(b"")
+    (launch.folder / "jobs" / "1" / "log").write_bytes(b"")
     return launch
 
 

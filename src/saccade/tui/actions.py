@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from saccade.tui.sources import quiet_env
@@ -26,10 +26,8 @@ class Started:
     """A verb that was started from here."""
 
     title: str
-    words: tuple[str, ...]
     process: subprocess.Popen[bytes]
     log: Path | None
-    at: float = field(default_factory=time.time)
 
     def code(self) -> int | None:
         """Its exit code; None while it runs."""
@@ -63,7 +61,7 @@ def start(
     finally:
         if target is not None:
             target.close()
-    return Started(title, tuple(words), process, log)
+    return Started(title, process, log)
 
 
 def _log_file() -> Path | None:

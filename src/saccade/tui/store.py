@@ -84,9 +84,5 @@ class Store:
         """Remember an error or a note."""
         self.said.append(Said(self.clock(), source, text, level))
 
-    def last_error(self) -> Said | None:
-        """The newest error; None when there was none."""
-        return next((one for one in reversed(self.said) if one.level == "error"), None)
-
 
 _NOTHING = Entry()

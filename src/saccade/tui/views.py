@@ -15,6 +15,8 @@ from saccade.tui.board import LOW_DISK_BYTES
 Values = Mapping[str, Any]
 BAD = ("FAILED", "INCOMPLETE", "BROKEN", "UNREADABLE", "GONE")
 LEVELS = {"fail": "block", "note": "warn", "ok": "ok"}
+WORST_FIRST = ("block", "warn", "unknown", "ok")
+"""Levels of a finding, in the order in which a person should see them."""
 """What `doctor` calls a level -> what the cloud's findings call it."""
 HOME_RUNS = 12
 
@@ -25,10 +27,11 @@ def home(
 ) -> dict[str, Any]:  # fmt: skip
     """Everything at a glance, and the next sensible step."""
     rows = list((board or {}).get("rows", ()))
+    sums = totals(rows)
     return {
         "next": next_step(board, doctor, cloud),
         "glance": [
-            _runs_line(rows), _money_line(rows), _watch_line(rows), _disk_line(board),
+            _runs_line(sums), _money_line(rows, sums), _watch_line(rows, sums), _disk_line(board),
             _machine_line(doctor), *_cloud_lines(cloud), _price_line(prices),
         ],
         "runs": rows[:HOME_RUNS],
@@ -121,16 +124,15 @@ def _line(what: str, level: str, found: str, fix: str = "") -> dict[str, str]:
     return {"what": what, "level": level, "found": found, "fix": fix}
 
 
-def _runs_line(rows: Sequence[Values]) -> dict[str, str]:
-    states = totals(rows)["states"]
+def _runs_line(sums: Values) -> dict[str, str]:
+    states = sums["states"]
     text = ", ".join(f"{count} {state.lower().replace('_', ' ')}" for state, count in
                      sorted(states.items(), key=lambda one: -one[1]))  # fmt: skip
     level = "warn" if any(states.get(one) for one in BAD) else "ok"
     return _line("runs", level, text or "none yet", "1 shows them")
 
 
-def _money_line(rows: Sequence[Values]) -> dict[str, str]:
-    sums = totals(rows)
+def _money_line(rows: Sequence[Values], sums: Values) -> dict[str, str]:
     paid = [row for row in rows if row.get("launch") and row.get("target") != "local"]
     if not paid:
         return _line("cost", "ok", "nothing is rented")
@@ -139,8 +141,8 @@ def _money_line(rows: Sequence[Values]) -> dict[str, str]:
     return _line("cost", "ok", text)
 
 
-def _watch_line(rows: Sequence[Values]) -> dict[str, str]:
-    lonely = totals(rows)["nobody_watches"]
+def _watch_line(rows: Sequence[Values], sums: Values) -> dict[str, str]:
+    lonely = sums["nobody_watches"]
     going = [row for row in rows if row.get("launch") and not row["over"]]
     if not going:
         return _line("watching", "ok", "nothing to watch over")
@@ -189,8 +191,7 @@ def _cloud_lines(cloud: Values | None) -> list[dict[str, str]]:
 
 
 def _worst(found: Sequence[Values]) -> Values | None:
-    order = ("block", "warn", "unknown", "ok")
-    return min(found, key=lambda one: order.index(one["level"]), default=None)
+    return min(found, key=lambda one: WORST_FIRST.index(one["level"]), default=None)
 
 
 def _price_line(prices: Values | None) -> dict[str, str]:

@@ -18,6 +18,7 @@ from textual.widgets import Static
 from saccade.tui import launching
 from saccade.tui.screens.base import Base
 from saccade.tui.screens.home import LEVELS
+from saccade.tui.views import WORST_FIRST
 from saccade.tui.widgets.grid import Column, Grid, Row
 
 PLAN = (Column("what", "what", 10), Column("value", "value", 40, grow=1))
@@ -196,8 +197,7 @@ class MemoryScreen(Base):
 
 def finding_rows(found: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Findings as rows, what blocks first."""
-    order = ("block", "warn", "unknown", "ok")
-    rows = sorted(enumerate(found), key=lambda one: order.index(str(one[1]["level"])))
+    rows = sorted(enumerate(found), key=lambda one: WORST_FIRST.index(str(one[1]["level"])))
     return [
         (
             f"{number} {one['name']}",

@@ -7,7 +7,7 @@ while they are taken. `f` goes to the fake cloud, which needs no account. Left o
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -51,14 +51,15 @@ class Setup(CloudScreen):
 
     def draw(self, *, now: float) -> None:
         """Draw checks and steps, with the age of each source."""
-        doctor, cloud = self.entry("doctor"), self.entry("cloud")
-        found = views.checks(doctor.value, cloud.value)
-        self.query_one("#checks", Grid).show(
-            finding_rows([one for one in found if self.matches(f"{one['name']} {one['message']}")])
-        )
+        self.query_one("#checks", Grid).show(finding_rows(self._found()))
         self.draw_steps()
         self._explain()
         self._say(now=now)
+
+    def _found(self) -> list[dict[str, Any]]:
+        """The checks that pass the filter."""
+        found = views.checks(self.entry("doctor").value, self.entry("cloud").value)
+        return [one for one in found if self.matches(f"{one['name']} {one['message']}")]
 
     def _say(self, *, now: float) -> None:
         done, wish = self.entry("setup plan done"), self.wish
@@ -83,9 +84,7 @@ class Setup(CloudScreen):
             self.explain_step()
             return
         grid = self.query_one("#checks", Grid)
-        found = views.checks(self.entry("doctor").value, self.entry("cloud").value)
-        number = int(grid.key.split(" ")[0]) if grid.key else -1
-        shown = [one for one in found if self.matches(f"{one['name']} {one['message']}")]
+        number, shown = int(grid.key.split(" ")[0]) if grid.key else -1, self._found()
         if not 0 <= number < len(shown):
             return
         one = shown[number]
