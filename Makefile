@@ -76,7 +76,7 @@ $(VENV)/.torch: constraints.txt | $(VENV)/.created
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
 	@echo "Installing saccade into $(VENV) ..."
-	@$(PIP) -e '.[train,cloud]'
+	@$(PIP) -e '.[train,cloud,tui]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt $(VENV)/.torch

@@ -29,6 +29,7 @@ from saccade import (
     cli_prices,
     cli_shards,
     cli_sweep,
+    cli_tui,
 )
 from saccade import cli_output as out
 from saccade.cli_options import AsJson, ConfigFile, Limit, Overrides, Run, Words
@@ -274,6 +275,7 @@ cli_launch.register(app)
 cli_cloud.register(app)
 cli_export.register(app)
 cli_shards.register(data_app)
+cli_tui.register(app)
 
 
 @data_app.command("check")

@@ -72,7 +72,7 @@ def setup(
     - `saccade cloud setup --machine a2-highgpu-1g --strategy spot`
     - `saccade cloud setup --only secrets`
     """
-    google, settings, manifest = _open(fake=fake, machine=machine, strategy=strategy)
+    google, settings, manifest = open_project(fake=fake, machine=machine, strategy=strategy)
     from saccade.cloud.plan import chosen, plan_setup
     from saccade.cloud.resources import desired
 
@@ -101,21 +101,12 @@ def status(
     - `saccade cloud status`
     - `saccade cloud status --machine g2-standard-8 --strategy spot --json`
     """
-    google, settings, manifest = _open(fake=fake, machine=machine, strategy=strategy)
-    from saccade.cloud.checks import blocking, cloud_status
-    from saccade.cloud.resources import desired
+    google, settings, manifest = open_project(fake=fake, machine=machine, strategy=strategy)
+    from saccade.cloud.checks import blocking
 
     with _busy("reading the project"):
-        found = cloud_status(google, settings, desired(settings), manifest=manifest, env=os.environ)
-    if as_json:
-        out.write_json(
-            {
-                "project": settings.project, "region": settings.region, "store": settings.store,
-                "fake": settings.fake, "findings": [one.to_json() for one in found],
-            }
-        )  # fmt: skip
-    else:
-        _findings_table(found)
+        found = findings_of(google, settings, manifest)
+    out.write_json(status_values(settings, found)) if as_json else _findings_table(found)
     if blocking(found):
         raise typer.Exit(OutsideError.exit_code)
 
@@ -144,7 +135,7 @@ def teardown(
     - `saccade cloud teardown --dry-run`
     - `saccade cloud teardown --confirm my-project-saccade-us-central1`
     """
-    google, settings, manifest = _open(fake=fake, machine=None, strategy=None)
+    google, settings, manifest = open_project(fake=fake, machine=None, strategy=None)
     from saccade.cloud.teardown import held_finals, plan_teardown, scan
 
     with _busy("reading the project"):
@@ -211,13 +202,14 @@ def fake_cloud(
 
 def open_cloud(*, fake: bool) -> tuple[Google, CloudSettings]:
     """Read `.env`, start the stand-in if asked to, and connect."""
-    google, settings, _ = _open(fake=fake, machine=None, strategy=None)
+    google, settings, _ = open_project(fake=fake)
     return google, settings
 
 
-def _open(
-    *, fake: bool, machine: str | None, strategy: str | None
+def open_project(
+    *, fake: bool, machine: str | None = None, strategy: str | None = None
 ) -> tuple[Google, CloudSettings, Manifest]:
+    """Read `.env`, connect, and open the record; quota is asked for what a launch would need."""
     from saccade.cli_inputs import export_dotenv
 
     export_dotenv()
@@ -236,6 +228,22 @@ def _open(
     )
     google = connect(settings.project, env=os.environ)
     return google, settings, Manifest(settings.manifest_file)
+
+
+def findings_of(google: Google, settings: CloudSettings, manifest: Manifest) -> list[Finding]:
+    """Look at everything a project needs."""
+    from saccade.cloud.checks import cloud_status
+    from saccade.cloud.resources import desired
+
+    return cloud_status(google, settings, desired(settings), manifest=manifest, env=os.environ)
+
+
+def status_values(settings: CloudSettings, found: Sequence[Finding]) -> dict[str, Any]:
+    """Return what `saccade cloud status --json` writes."""
+    return {
+        "project": settings.project, "region": settings.region, "store": settings.store,
+        "fake": settings.fake, "findings": [one.to_json() for one in found],
+    }  # fmt: skip
 
 
 def use_fake() -> None:

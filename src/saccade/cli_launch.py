@@ -125,7 +125,7 @@ def jobs(
     from saccade.launch import shown
     from saccade.launch.log import launches
 
-    found = launches(_root(root))
+    found = launches(runs_root(root))
     if refresh:
         _refresh(found)
     now = time.time()
@@ -147,6 +147,9 @@ def watch(
     once: Annotated[
         bool, typer.Option("--once", help="Make one round (submit, resume, stop) and leave.")
     ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="First submit an ended launch again, as it was packed.")
+    ] = False,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
@@ -156,11 +159,17 @@ def watch(
 
     - `saccade watch`
     - `saccade watch relevance --once --json`
+    - `saccade watch relevance --again`
     """
     from saccade.cli_inputs import export_dotenv
 
     export_dotenv()
-    driver = _driver(_find(run, root=root))
+    found = _find(run, root=root)
+    if again:
+        from saccade.launch.begin import resubmit
+
+        resubmit(found)
+    driver = _driver(found)
     if not once:
         _stay(driver, as_json=as_json)
         return
@@ -269,7 +278,7 @@ def fetch(
     place = home.parse_address(run) if run else None
     if place is not None:
         store = home.store_of(place[0], env=os.environ)
-        target = to or _root(root) / place[1]
+        target = to or runs_root(root) / place[1]
         found = home.fetch_run(store, name=place[1], to=target, say=out.show_note)
     else:
         driver = _driver(_find(run, root=root))
@@ -422,7 +431,7 @@ def _tell(driver: Driver, view: LaunchView, *, as_json: bool, line: bool = True)
         out.show_note(home)
 
 
-def _root(given: Path | None) -> Path:
+def runs_root(given: Path | None = None) -> Path:
     """Find the folder of the runs without loading the configuration, which costs half a second."""
     if given is not None:
         return given
@@ -438,7 +447,7 @@ def _root(given: Path | None) -> Path:
 def _find(name: str | None, *, root: Path | None) -> Launch:
     from saccade.launch.log import launches, matching
 
-    folder = _root(root)
+    folder = runs_root(root)
     found = launches(folder)
     chosen = found[:1] if name is None else matching(found, name=name)
     if chosen:

@@ -99,7 +99,7 @@ def show(file: File, overrides: Overrides = None, as_json: AsJson = False) -> No
     """
     from saccade.pipeline.show import pipeline_rows
 
-    plan = _plan(file, overrides or [])
+    plan = plan_pipeline(file, overrides or [])
     rows = pipeline_rows(plan)
     out.write_json(rows) if as_json else _draw(plan.pipeline.name, rows)
 
@@ -112,7 +112,7 @@ def _run(
     from saccade.pipeline.show import pipeline_rows
     from saccade.training.guards import StopRequest
 
-    plan = _plan(file, overrides)
+    plan = plan_pipeline(file, overrides)
     for name in filter(None, (from_stage, only)):
         _refuse_unknown(plan, name)
     limit = parallel or plan.pipeline.parallel
@@ -134,7 +134,8 @@ def _marked(rows: list[dict[str, Any]], runner: Runner) -> list[dict[str, Any]]:
     return [{**row, "ran": row["stage"] in runner.ran} for row in rows]
 
 
-def _plan(file: str, overrides: list[str]) -> Plan:
+def plan_pipeline(file: str, overrides: list[str]) -> Plan:
+    """Read a pipeline and plan its stages; starts nothing."""
     from saccade.cli_inputs import TRAINING_FILE, split_words
     from saccade.pipeline.pipeline_file import find_pipeline
     from saccade.pipeline.plan import make_plan

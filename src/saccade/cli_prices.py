@@ -18,8 +18,10 @@ from saccade.cli_options import AsJson
 from saccade.config.errors import InputError
 
 if TYPE_CHECKING:
+    from saccade.launch.estimate import Estimate
     from saccade.launch.machines import Machine, Strategy
     from saccade.launch.prices import Price, PriceTable
+    from saccade.launch.regions import Candidate
 
 What = Annotated[
     str | None,
@@ -80,7 +82,7 @@ def prices(
     if what == "refresh":
         _refresh(region, as_json=as_json)
         return
-    table = _load()
+    table = load_table()
     if what == "compare":
         _compare(table, hours=hours, markdown=markdown, as_json=as_json)
     elif what is not None:
@@ -93,7 +95,8 @@ def prices(
         _say_source(table)
 
 
-def _load() -> PriceTable:
+def load_table() -> PriceTable:
+    """Read the price table that is there."""
     from saccade.cloud.settings import home_folder
     from saccade.launch.prices import load_prices
 
@@ -120,7 +123,8 @@ def _overview(
         and exists(MACHINES[one.machine], one.region, seen=table.seen)
     ]
     if as_json:
-        out.write_json(_table_json(table) | {"prices": [_price_json(one, table) for one in found]})
+        values = table_values(table) | {"prices": [_price_json(one, table) for one in found]}
+        out.write_json(values)
         return
     cheapest: dict[tuple[str, Strategy], Price] = {}
     for one in found:
@@ -148,27 +152,9 @@ def _one_machine(
     hours: float | None,
     as_json: bool,
 ) -> None:
-    from saccade.launch.estimate import estimate
-    from saccade.launch.prices import Span
-    from saccade.launch.regions import rank
-
-    found = rank(machine, strategies=ways, prices=table, quotas={}, allowed=regions)
-    found = [one for one in found if regions is None or one.region in regions]
-    sums = [
-        None
-        if hours is None or one.price is None or not one.usable
-        else estimate(machine, price=one.price, prices=table, hours=Span.exactly(hours))
-        for one in found
-    ]
+    found, sums = rank_places(machine, table, regions, ways, hours=hours)
     if as_json:
-        rows = [
-            {"region": one.region, "strategy": str(one.strategy), "usable": one.usable,
-             "usd_per_hour": one.usd_per_hour, "quota": one.quota, "reason": one.reason,
-             "fix": one.fix, "price": one.price and _price_json(one.price, table),
-             "estimate": total and total.to_json()}
-            for one, total in zip(found, sums, strict=True)
-        ]  # fmt: skip
-        out.write_json(_table_json(table) | {"machine": machine.name, "candidates": rows})
+        out.write_json(machine_values(machine, table, found, sums))
         return
     columns = ["rented", "region", "USD/h", "with fee", "per GPU", "standing"]
     if hours is not None:
@@ -197,6 +183,47 @@ def _one_machine(
         out.show_note(f"assumed: {line}")
 
 
+def rank_places(
+    machine: Machine,
+    table: PriceTable,
+    regions: list[str] | None,
+    ways: list[Strategy],
+    *,
+    hours: float | None,
+) -> tuple[list[Candidate], list[Estimate | None]]:
+    """Every place that has a machine, cheapest first, and what so many hours cost there."""
+    from saccade.launch.estimate import estimate
+    from saccade.launch.prices import Span
+    from saccade.launch.regions import rank
+
+    found = rank(machine, strategies=ways, prices=table, quotas={}, allowed=regions)
+    found = [one for one in found if regions is None or one.region in regions]
+    sums = [
+        None
+        if hours is None or one.price is None or not one.usable
+        else estimate(machine, price=one.price, prices=table, hours=Span.exactly(hours))
+        for one in found
+    ]
+    return found, sums
+
+
+def machine_values(
+    machine: Machine,
+    table: PriceTable,
+    found: list[Candidate],
+    sums: list[Estimate | None],
+) -> dict[str, Any]:
+    """Return what `saccade prices MACHINE --json` writes."""
+    rows = [
+        {"region": one.region, "strategy": str(one.strategy), "usable": one.usable,
+         "usd_per_hour": one.usd_per_hour, "quota": one.quota, "reason": one.reason,
+         "fix": one.fix, "price": one.price and _price_json(one.price, table),
+         "estimate": total and total.to_json()}
+        for one, total in zip(found, sums, strict=True)
+    ]  # fmt: skip
+    return table_values(table) | {"machine": machine.name, "candidates": rows}
+
+
 def _compare(table: PriceTable, *, hours: float | None, markdown: bool, as_json: bool) -> None:
     from saccade.launch import compare as worker
 
@@ -223,7 +250,7 @@ def _refresh(regions: list[str] | None, *, as_json: bool) -> None:
     table, gaps = refresh(google, home=home_folder(os.environ), today=date.today(), regions=regions)
     missing = [vars(gap) | {"strategy": str(gap.strategy)} for gap in gaps]
     if as_json:
-        out.write_json(_table_json(table) | {"prices": len(table.prices), "missing": missing})
+        out.write_json(table_values(table) | {"prices": len(table.prices), "missing": missing})
         return
     typer.echo(f"{len(table.prices)} prices and {len(table.fees)} fees, written to {table.path}")
     if gaps:
@@ -285,7 +312,8 @@ def _cell(price: Price | None) -> str:
     return f"{guess}{price.usd_per_hour:.3f} {price.region}"
 
 
-def _table_json(table: PriceTable) -> dict[str, Any]:
+def table_values(table: PriceTable) -> dict[str, Any]:
+    """Where prices come from, and how old they are."""
     return {
         "source": table.title,
         "fetched_at": str(table.fetched_at),

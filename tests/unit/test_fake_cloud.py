@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -92,6 +92,21 @@ def test_a_build_registers_its_image_and_logs_its_steps(cloud: FakeCloud) -> Non
     tagged = good(cloud, "GET", f"{ROOT}/builds?filter={query}")["builds"]
     assert [one["id"] for one in tagged] == [build["id"]]
     assert built(cloud, BUILD)["results"]["images"][0]["digest"] == digest, "same build, same image"
+
+
+def test_a_build_and_its_operation_end_in_one_moment(
+    cloud: FakeCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository(cloud)
+    update = cloud.world.store.update
+
+    def slowly(collection: str, name: str, change: Callable[[dict], dict | None]) -> dict | None:
+        result = update(collection, name, change)
+        time.sleep(0.1)
+        return result
+
+    monkeypatch.setattr(cloud.world.store, "update", slowly)
+    built(cloud, BUILD)  # asks for the operation as soon as the build says that it is over
 
 
 def test_builds_fail_without_a_repository_a_source_or_by_the_scenario(cloud: FakeCloud) -> None:

@@ -9,6 +9,7 @@ user's mistake, so that the resolver can show all of them at once. Merging and v
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -199,6 +200,10 @@ def group_options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
 
 
+_HYDRA = threading.Lock()
+"""Hydra keeps its state once per process; forms resolve in several threads."""
+
+
 @cache
 def compose_packaged(name: str) -> tuple[dict[str, Any], list[tuple[Path, str]]]:
     """Compose a packaged file (`recipes/relevance`, `model/tiny`) with Hydra.
@@ -210,16 +215,17 @@ def compose_packaged(name: str) -> tuple[dict[str, Any], list[tuple[Path, str]]]
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    callers_hydra = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR.resolve())):
-            values = OmegaConf.to_container(compose(name), resolve=True)
-            loader = GlobalHydra.instance().config_loader()
-            found = loader.compute_defaults_list(name, [], RunMode.RUN).defaults
-    finally:
-        # leaving the block above puts a fresh state in place, so it is looked up again
-        GlobalHydra.instance().hydra = callers_hydra
+    with _HYDRA:
+        callers_hydra = GlobalHydra.instance().hydra
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR.resolve())):
+                values = OmegaConf.to_container(compose(name), resolve=True)
+                loader = GlobalHydra.instance().config_loader()
+                found = loader.compute_defaults_list(name, [], RunMode.RUN).defaults
+        finally:
+            # leaving the block above puts a fresh state in place, so it is looked up again
+            GlobalHydra.instance().hydra = callers_hydra
     assert isinstance(values, dict)
     files = [
         (CONFIG_DIR / f"{item.config_path}.yaml", item.package or "")

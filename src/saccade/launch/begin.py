@@ -23,7 +23,7 @@ from saccade.launch.states import State
 from saccade.launch.supervise import Cancel
 from saccade.launch.targets import open_target
 from saccade.launch.targets.base import Settings
-from saccade.launch.view import LaunchView
+from saccade.launch.view import LaunchView, Policy
 
 STOP_ROUNDS = 20
 """Rounds `stop` waits for the end of a job before it leaves the rest to a later look."""
@@ -81,13 +81,36 @@ def begin(plan: LaunchPlan, *, say: Callable[[str], None]) -> Driver:
     spec = deliver(plan, say=say)
     launch.append("ready", spec=spec.to_json())
     if before.over:
-        launch.append(
-            "resubmitting", attempt=before.attempt + 1, offer=0, not_before=None,
-            message=f"launched again after {before.state}",
-        )  # fmt: skip
-        more = before.attempt + plan.policy.max_attempts
-        launch.append("limits", policy=asdict(replace(plan.policy, max_attempts=more)))
+        _go_on(launch, before, policy=plan.policy)
     return driver_of(plan)
+
+
+def resubmit(launch: Launch) -> None:
+    """Let a launch that ended without its result go on from its checkpoint, as it was packed.
+
+    The next round submits it; a launch that goes on anyway is left alone.
+    """
+    view = launch.view()
+    if not view.over:
+        return
+    if view.state is State.SUCCEEDED:
+        raise InputError(f"{launch.key}: is finished; there is nothing to submit again")
+    if not view.ready:
+        raise InputError(
+            f"{launch.key}: was never packed\n  fix: repeat the `saccade launch` command"
+        )
+    planned = [event for event in launch.events() if event["type"] == "planned"]
+    first = Policy(**planned[-1]["policy"]) if planned else view.policy
+    _go_on(launch, view, policy=first)
+
+
+def _go_on(launch: Launch, before: LaunchView, *, policy: Policy) -> None:
+    launch.append(
+        "resubmitting", attempt=before.attempt + 1, offer=0, not_before=None,
+        message=f"launched again after {before.state}",
+    )  # fmt: skip
+    more = before.attempt + policy.max_attempts
+    launch.append("limits", policy=asdict(replace(policy, max_attempts=more)))
 
 
 def driver_of(plan: LaunchPlan) -> Driver:

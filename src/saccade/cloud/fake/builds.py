@@ -156,16 +156,17 @@ def mount(router: Router, world: World) -> None:
             "_region": region,
             CREATED: world.now(),
         }
-        world.store.put(BUILDS, build_id, build)
-        threading.Thread(
-            target=_run, args=(world, build_id), name=f"build {build_id}", daemon=True
-        ).start()
         metadata = {"@type": METADATA, "build": public(build)}
         code = base64.b64encode(build_id.encode()).decode()
         name = f"operations/build/{project}/{code}"
         if region != "global":
             name = f"projects/{number}/locations/{region}/operations/{code}"
-        answer = world.operation(name, metadata=metadata, wait=10**9)
+        with world.store.together():
+            world.store.put(BUILDS, build_id, build)
+            answer = world.operation(name, metadata=metadata, wait=10**9)
+        threading.Thread(
+            target=_run, args=(world, build_id), name=f"build {build_id}", daemon=True
+        ).start()
         shape = Message({"metadata": Message({"build": BUILD})})
         return wire.reply(request, answer, shape)
 
@@ -275,16 +276,17 @@ def _finish(world: World, build_id: str, *, status: str, detail: str, **more: An
     if detail:
         values |= {"statusDetail": detail, "failureInfo": {"type": "USER_BUILD_STEP"}}
         values["failureInfo"]["detail"] = detail
-    _change(world, build_id, values)
-    build = world.store.get(BUILDS, build_id)
-    if build is None:
-        return
-    code = base64.b64encode(build_id.encode()).decode()
-    for name in (
-        f"operations/build/{build['_project']}/{code}",
-        f"projects/{world.number(build['_project'])}/locations/{build['_region']}/operations/{code}",
-    ):
-        world.store.update("operations", name, lambda operation: _done(operation, build))
+    with world.store.together():
+        build = world.store.get(BUILDS, build_id)
+        if build is None or build["status"] in TERMINAL:
+            return
+        build |= values
+        code = base64.b64encode(build_id.encode()).decode()
+        place = f"projects/{world.number(build['_project'])}/locations/{build['_region']}"
+        for name in (f"operations/build/{build['_project']}/{code}", f"{place}/operations/{code}"):
+            world.store.update("operations", name, lambda operation: _done(operation, build))
+        # Last, because a restart finishes what is not over: both are then told anew.
+        world.store.put(BUILDS, build_id, build)
 
 
 def _done(operation: dict[str, Any], build: dict[str, Any]) -> dict[str, Any]:

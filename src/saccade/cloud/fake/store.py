@@ -12,6 +12,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -69,6 +70,10 @@ class Store:
                 return None
             changed = change(document)
             return document if changed is None else self.put(collection, name, changed)
+
+    def together(self) -> AbstractContextManager[object]:
+        """Within it, no one else sees or changes anything: for documents that change as one."""
+        return self._lock
 
     def delete(self, collection: str, name: str) -> bool:
         """Remove a document; says whether it was there."""
