@@ -19,10 +19,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from saccade.config.shards import ShardsConfig, ShardSource
+from saccade.config.shards import EncodedSource, ShardsConfig, ShardSource
 from saccade.data.shards.builder import Builder
-from saccade.data.shards.reader import ShardReader, ShardStream
+from saccade.data.shards.puzzles import EncodedPuzzles
 from saccade.data.shards.sources import open_sources
+from saccade.training.batches import order_of
 
 WIDTH = 3
 CELL = 16
@@ -66,27 +67,34 @@ def builder(settings: ShardsConfig, *, pause_s: float = 0.0) -> Builder:
     return Builder(settings, mixture=open_sources(settings), encoder=encoder)
 
 
+def encoded(folder: Path, **changes: Any) -> EncodedPuzzles:
+    """The folder as a training reads it; waits for nobody unless told."""
+    patience_s = changes.pop("patience_s", 0.0)
+    source = EncodedSource(type="shards", path=folder, **changes)
+    return EncodedPuzzles(source, patience_s=patience_s)
+
+
 def digests(folder: Path) -> dict[str, str]:
-    """What a finished build is: the content of its shards and manifest."""
-    files = sorted([*folder.glob("*.safetensors"), folder / "manifest.json"])
+    """What a finished build is: the content of its shards, its marks and its manifest."""
+    files = sorted(
+        [*folder.glob("*.safetensors"), folder / "manifest.json", folder / "held_out.bin"]
+    )
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def read_with_ledger(folder: Path, ledger: Path, *, epochs: int, pause_s: float) -> None:
-    """Note every sample's id; the position is saved with it in one step, as a trainer would."""
-    reader = ShardReader(folder, patience_s=60.0, poll_s=0.02)
-    stream = ShardStream(reader, seed=5, epochs=epochs)
+    """Note every sample's id; the list is saved in one step, and its length is the position."""
+    source = encoded(folder, seed=5, patience_s=60.0)
+    source.reader.poll_s = 0.02
+    order = order_of(source, seed=0)
     state = ledger.with_suffix(".json")
-    seen: list[str] = []
-    if state.exists():
-        saved = json.loads(state.read_text())
-        seen = saved["seen"]
-        stream.load_state_dict(saved["stream"])
-    for sample in stream:
+    seen: list[str] = json.loads(state.read_text()) if state.exists() else []
+    while len(seen) < epochs * len(source):
+        (position,) = order.take(len(seen), 1)
+        seen.append(source[position].id)
         time.sleep(pause_s)
-        seen.append(sample["id"])
         aside = state.with_suffix(".tmp")
-        aside.write_text(json.dumps({"seen": seen, "stream": stream.state_dict()}))
+        aside.write_text(json.dumps(seen))
         aside.replace(state)
     ledger.write_text("\n".join(seen))
 

@@ -30,6 +30,7 @@ from saccade.config.resolve import resolve
 from saccade.config.shards import EncodedSource
 from saccade.data.shards.manifest import read_manifest
 from saccade.data.shards.puzzles import EncodedPuzzles
+from saccade.training.batches import order_of
 from saccade.training.events import read_events, step_series
 from saccade.training.run import train
 from tests.toy_shards import builder, config, digests
@@ -226,14 +227,14 @@ def check_ledger(run: Path, shards: Path) -> None:
     taken = torch.load(run / "checkpoints" / last_checkpoint(run) / "carry.pt")["taken"].tolist()
     source = EncodedPuzzles(EncodedSource(type="shards", path=shards))
     ids, size = [source[i].id for i in range(len(source))], len(source)
-    # shards come in their order in every epoch here, so the place names the sample
+    order = order_of(source, seed=0)
     places = [slot + SLOTS * i for slot, count in enumerate(taken) for i in range(count)]
     ledger = [
         one for event in step_series(read_events(run / "events.jsonl"))
         for one in event["sample_ids"]
     ]  # fmt: skip
     assert len(set(ids)) == size
-    assert Counter(ledger) == Counter(ids[place % size] for place in places)
+    assert Counter(ledger) == Counter(ids[order.take(place, 1)[0]] for place in places)
     assert set(range(size)) <= set(places), "not one whole epoch was trained"
 
 

@@ -95,3 +95,12 @@ def test_the_verb_judges_a_file(files: tuple[Path, Path]) -> None:
     done = CliRunner().invoke(app, [*command, "--run-code", "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["pass_at"]["1"] == 0.5
+
+
+def test_line_separators_of_unicode_within_a_text_end_no_line(files: tuple[Path, Path]) -> None:
+    said, problems = files
+    completion = "    note = '\u2028 \u2029 \x85'\n" + RIGHT
+    row = {"task_id": "demo/0", "completion": completion}
+    said.write_text(json.dumps(row, ensure_ascii=False) + "\r\n\n", encoding="utf-8")
+    result = judge_file(said, problems=problems, run_code=True)
+    assert (result["samples"], result["pass_at"]) == (1, {"1": 1.0})

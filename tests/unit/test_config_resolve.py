@@ -239,9 +239,8 @@ def test_an_unknown_source_type_lists_the_valid_ones_and_nothing_else() -> None:
     text = complaint(overrides=["data.train.type=flder", "data.train.path=x"])
     assert text == (
         "command line: data.train.type = flder: expected one of scenes, jsonl, parquet, folder,"
-        " hub, layout, probing, captions, preferences, sudoku, maze, arc, columns, shards, logic;"
-        " did you mean"
-        " folder?"
+        " hub, layout, probing, captions, preferences, sudoku, maze, arc, columns, arrays,"
+        " shards, logic, stream; did you mean folder?"
     )
 
 
@@ -253,7 +252,7 @@ def test_a_missing_key_of_a_source_names_only_the_chosen_type() -> None:
 
 def test_a_key_of_another_source_type_says_which_types_have_it() -> None:
     text = complaint(overrides=["data.train.path=photos"])
-    others = "jsonl, parquet, folder, layout, arc, columns, shards"
+    others = "jsonl, parquet, folder, layout, arc, columns, arrays, shards, stream"
     assert f"not a key of type scenes but of {others}; set data.train.type" in text
 
 

@@ -12,20 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saccade.config.errors import InputError
-from saccade.config.grids import ArcSource, ColumnsSource
+from saccade.config.grids import ArcSource, ArraysSource, ColumnsSource
 from saccade.data.generate.puzzles import IGNORED, INPUT, PUZZLE, TARGET
 from saccade.data.grids.arc import Pair, Task, read_tasks, tasks_in_common
-from saccade.data.grids.arrays import build_arc, read_arrays, write_arrays
+from saccade.data.grids.arrays import BLANK, PuzzleArrays, build_arc
 from saccade.data.grids.augment import Augmentation, SudokuShuffle, parse_name, variants
 from saccade.data.grids.canvas import EOS, Grid, crop, grid_hash, place
 from saccade.data.grids.columns import DIGITS, MAZE, build_columns, to_text
-from saccade.data.grids.source import VARIANT, ArcPuzzles, ColumnPuzzles
+from saccade.data.grids.source import VARIANT, ArcPuzzles, ColumnPuzzles, StoredPuzzles
 from saccade.data.grids.submission import (
     baseline_score,
     copy_input,
     make_submission,
     paint_majority,
-    read_submission,
     score_submission,
     write_submission,
 )
@@ -196,7 +195,7 @@ def test_shared_tasks_are_found_by_content() -> None:
     assert tasks_in_common([task("new")], []) == []
 
 
-def test_arc_arrays_have_the_published_boundaries(tmp_path: Path) -> None:
+def test_arc_arrays_have_the_published_boundaries() -> None:
     split = build_arc([task("a")], [task("b", tests=2)], augmentations=3, seed=0, shape=(6, 6))
     train, test = split.train, split.test
     assert train.group_indices.tolist() == [0, 4, 8]
@@ -215,13 +214,6 @@ def test_arc_arrays_have_the_published_boundaries(tmp_path: Path) -> None:
     for puzzle in range(8):
         rows = train.inputs[train.puzzle_indices[puzzle] : train.puzzle_indices[puzzle + 1]]
         assert (rows[:, 0] >= 2).any()  # one demonstration always does
-    write_arrays(tmp_path, "train", train)
-    again = read_arrays(tmp_path, "train")
-    assert again.metadata() == train.metadata()
-    assert np.array_equal(again.inputs, train.inputs)
-    (tmp_path / "train" / "all__labels.npy").unlink()
-    with pytest.raises(DataError, match="no puzzle arrays"):
-        read_arrays(tmp_path, "train")
 
 
 def test_columns_become_symbols_and_back(tmp_path: Path) -> None:
@@ -234,7 +226,7 @@ def test_columns_become_symbols_and_back(tmp_path: Path) -> None:
     arrays = build_columns(file, augmentations=2)
     assert arrays.vocabulary == 11 and arrays.inputs.shape == (3, 81)
     assert arrays.group_indices.tolist() == [0, 3]
-    assert arrays.metadata()["num_puzzle_identifiers"] == 1
+    assert arrays.identifiers == (BLANK,)
     assert to_text(arrays.labels[0], alphabet=DIGITS) == answer
     assert to_text(arrays.inputs[0], alphabet=DIGITS) == question.replace(".", "0")
     assert sorted(arrays.labels[1]) == sorted(arrays.labels[0])
@@ -324,12 +316,11 @@ def test_a_task_counts_by_its_tests_and_no_prediction_is_wrong() -> None:
     assert score_submission(made, [two]) == 0.5
 
 
-def test_a_submission_is_read_back_checked(tmp_path: Path) -> None:
+def test_a_submission_has_two_attempts_for_every_test(tmp_path: Path) -> None:
     file = tmp_path / "submission.json"
-    write_submission(file, make_submission(Ballot(), [task()]))
-    assert read_submission(file, tasks=[task()]).keys() == {"flip"}
-    with pytest.raises(DataError, match="expected 2 entries"):
-        read_submission(file, tasks=[task(tests=2)])
+    write_submission(file, make_submission(Ballot(), [task(tests=2)]))
+    entry = {"attempt_1": [[0]], "attempt_2": [[0]]}
+    assert json.loads(file.read_text()) == {"flip": [entry, entry]}
 
 
 def test_baselines_look_at_the_input_alone() -> None:
@@ -374,3 +365,80 @@ def test_columns_open_as_a_source(tmp_path: Path) -> None:
     assert isinstance(source, ColumnPuzzles)
     assert (source.kind, source.length, source.vocabulary) == ("maze", 4, 6)
     assert source[0].answer == "So\nG#"
+
+
+def write_published(folder: Path, split: str, arrays: PuzzleArrays) -> None:
+    """Arrays as the published builders write them."""
+    (folder / split).mkdir(parents=True)
+    names = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
+    for name in names:
+        np.save(folder / split / f"all__{name}.npy", getattr(arrays, name))
+    about = {
+        "seq_len": arrays.length, "vocab_size": arrays.vocabulary, "pad_id": 0,
+        "ignore_label_id": 0, "blank_identifier_id": 0,
+        "num_puzzle_identifiers": len(arrays.identifiers), "total_groups": arrays.groups,
+        "mean_puzzle_examples": 1.0, "sets": ["all"],
+    }  # fmt: skip
+    (folder / split / "dataset.json").write_text(json.dumps(about))
+    (folder / "identifiers.json").write_text(json.dumps(arrays.identifiers))
+
+
+def stored(folder: Path, **changes: Any) -> StoredPuzzles:
+    source = open_source(ArraysSource(type="arrays", path=folder, **changes))
+    assert isinstance(source, StoredPuzzles)
+    return source
+
+
+def test_arrays_of_the_published_builders_open_as_a_source(tmp_path: Path) -> None:
+    split = build_arc([task("a")], [task("b", tests=2)], augmentations=3, seed=0, shape=(6, 6))
+    write_published(tmp_path, "train", split.train)
+    write_published(tmp_path, "test", split.test)
+    train, test = stored(tmp_path), stored(tmp_path, split="test")
+    assert (len(train), len(test)) == (len(split.train.inputs), len(split.test.inputs))
+    assert (train.kind, train.length, train.vocabulary, train.identities) == ("arc", 36, 12, 9)
+    assert train.digest == test.digest
+    for position in (0, 7, len(train) - 1):
+        sample = train[position]
+        assert sample.facts[INPUT].tolist() == split.train.inputs[position].tolist()
+        labels = split.train.labels[position]
+        assert np.where(sample.facts[TARGET] == IGNORED, 0, sample.facts[TARGET]).tolist() == (
+            labels.tolist()
+        )
+        number = split.train.puzzle_identifiers[split.train.puzzle_of(position)]
+        assert sample.facts[PUZZLE] == number
+        assert sample.facts[VARIANT] == split.train.identifiers[number]
+
+
+def test_the_first_examples_of_arrays_keep_their_puzzles(tmp_path: Path) -> None:
+    split = build_arc([task("a")], [task("b")], augmentations=3, seed=0, shape=(6, 6))
+    write_published(tmp_path, "train", split.train)
+    whole = stored(tmp_path)
+    for limit in (1, 3, 4, 13, len(whole), 999):
+        some = stored(tmp_path, limit=limit)
+        assert len(some) == min(limit, len(whole))
+        last = len(some) - 1
+        assert some[last].facts[PUZZLE] == whole[last].facts[PUZZLE]
+        assert some.identities == whole.identities
+
+
+def test_arrays_without_names_or_of_other_symbols_are_read_and_broken_ones_named(
+    tmp_path: Path,
+) -> None:
+    arrays = PuzzleArrays(
+        inputs=np.array([[1, 2, 0], [3, 1, 1]], np.uint8),
+        labels=np.array([[1, 2, 3], [3, 1, 0]], np.uint8),
+        puzzle_identifiers=np.array([0, 2], np.int32),
+        puzzle_indices=np.array([0, 1, 2], np.int32),
+        group_indices=np.array([0, 2], np.int32), vocabulary=4,
+    )  # fmt: skip
+    write_published(tmp_path, "train", arrays)
+    source = stored(tmp_path)
+    assert (source.kind, source.identities, source.columns) == ("puzzle", 3, 3)
+    assert source[1].question == "#!!"
+    assert source[1].facts[VARIANT] == "puzzle-2"
+    (tmp_path / "train" / "all__labels.npy").unlink()
+    with pytest.raises(DataError, match="no puzzle arrays") as caught:
+        stored(tmp_path)
+    assert "train" in caught.value.where
+    with pytest.raises(DataError, match="no puzzle arrays"):
+        stored(tmp_path, split="test")

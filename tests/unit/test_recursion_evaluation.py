@@ -10,20 +10,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from saccade.cli_inputs import open_run
 from saccade.config.errors import InputError
 from saccade.config.grids import ArcSource
 from saccade.config.recursion import RecursionConfig
 from saccade.config.resolve import resolve
-from saccade.data.generate.puzzles import INPUT
+from saccade.data.generate.puzzles import IGNORED, INPUT, puzzle_sample
 from saccade.data.grids.source import ArcPuzzles
-from saccade.evaluation.thinking import right_at
+from saccade.evaluation.run import evaluate_run, rejudge
+from saccade.evaluation.thinking import judged, right_at, stored
 from saccade.evaluation.thinking_plot import most_interesting, save_thinking, shown_steps
 from saccade.evaluation.voting import SUBMISSION, vote, voting_line
+from saccade.models.recursion.model import load_model
 from saccade.models.recursion.trace import Traced
 from saccade.pipeline.ablate import plan_ablation
 from saccade.pipeline.variants import find_ablation
 from saccade.scoring.grids import StepVerdicts, by_kind, summarise
-from saccade.training.recipes.recursion import RecursionRecipe
+from saccade.training.guards import StoppableSource
+from saccade.training.recipes.recursion import RecursionRecipe, answer_all
+from saccade.training.run import train
 from saccade.training.rundir import RunDir
 
 TASKS = {
@@ -93,6 +98,99 @@ def test_arc_trains_by_configuration_alone(tasks: Path) -> None:
         RecursionRecipe(resolve("recursion", overrides=["arch=arc"]).config)
 
 
+SMALL = ("arch=arc", "model.device=cpu", "recursion.width=16", "recursion.heads=2")
+
+
+def arc_recipe(tasks: Path, *overrides: str) -> RecursionRecipe:
+    folders = (f"data.train.path={tasks}", f"data.eval.path={tasks}")
+    return RecursionRecipe(resolve("recursion", overrides=[*SMALL, *folders, *overrides]).config)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.eval.augmentations=3", r"data.eval.augmentations: .*\n  fix: .*augmentations=7"),
+        ("data.eval.augmentations=40", r"data.eval.augmentations: .*\n  fix: .*augmentations=7"),
+        ("data.eval.seed=1", r"data.eval.seed: .*\n  fix: data.eval.seed=0"),
+        ("data.eval.tasks=1", r"data.eval.tasks: .*\n  fix: data.eval.tasks=null \(`--limit`"),
+        ("data.train.also=[{more}]", r"data.eval.also: .*\n  fix: data.eval.also=\[.*more\]"),
+        ("data.eval.path={more}", r"data.eval.path: .*\n  fix: data.eval.path=.*tasks"),
+    ],
+)
+def test_other_puzzles_than_those_with_embeddings_are_refused(
+    tasks: Path, override: str, message: str
+) -> None:
+    more = tasks.parent / "more"
+    more.mkdir()
+    pair = {"input": [[1, 2, 3]], "output": [[3, 2, 1]]}
+    # the same names with other tasks behind them
+    for name in TASKS:
+        (more / f"{name}.json").write_text(json.dumps({"train": [pair], "test": [pair]}))
+    with pytest.raises(InputError, match=message):
+        arc_recipe(tasks, override.format(more=more))
+    arc_recipe(tasks, override.format(more=more), "recursion.puzzle_prefix=0")  # shares one
+
+
+def test_a_trained_run_is_measured_on_its_own_variants_alone(tasks: Path, tmp_path: Path) -> None:
+    place = [f"run.root={tmp_path}", "run.name=arc", "run.heartbeat_seconds=0"]
+    short = ["training.steps=2", "training.batch_size=4", "training.threads=1", "eval.batch_size=8",
+             "recursion.eval_steps=2", "training.eval_samples=4"]  # fmt: skip
+    folders = [f"data.train.path={tasks}", f"data.eval.path={tasks}"]
+    train(resolve("recursion", overrides=[*SMALL, *folders, *place, *short]))
+    run = RunDir.open(tmp_path / "arc")
+    found = evaluate_run(run)
+    assert found["voting"]["tasks"] == 2
+    assert rejudge(run) == found
+    for checkpoint in (None, run.path / "checkpoints" / "step-2"):
+        other = open_run(str(run.path), ["data.eval.augmentations=2"])
+        with pytest.raises(InputError, match=r"fix: data.eval.augmentations=7"):
+            evaluate_run(other, checkpoint=checkpoint)
+
+
+def test_the_same_tasks_elsewhere_are_the_same_puzzles(tasks: Path) -> None:
+    moved = tasks.parent / "moved"
+    moved.mkdir()
+    for file in tasks.iterdir():
+        (moved / file.name).write_text(file.read_text())
+    own = arc_recipe(tasks, f"data.eval.path={moved}")
+    source = ArcPuzzles(own.config.data.eval)  # type: ignore[arg-type]
+    read_through = StoppableSource(source, stop=lambda: False, on_read=lambda: None)
+    assert own.evaluate(read_through, limit=2)["accuracy"] >= 0
+    with pytest.raises(InputError, match="other puzzles"):
+        source.digest = "other"
+        own.evaluate(read_through, limit=2)
+
+
+def test_an_exported_model_knows_its_puzzles(tasks: Path, tmp_path: Path) -> None:
+    own = arc_recipe(tasks)
+    own.finish(RunDir(tmp_path))
+    model = load_model(tmp_path / "model")
+    for changes in ({"augmentations": 40}, {"seed": 5}):
+        other = ArcPuzzles(own.config.data.eval.model_copy(update=changes))  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=r"data.eval: .*other puzzles than those trained on"):
+            answer_all(model, other, count=1, steps=1, batch_size=1)
+    source = ArcPuzzles(own.config.data.eval)  # type: ignore[arg-type]
+    assert len(answer_all(model, source, count=2, steps=1, batch_size=2)) == 2
+
+
+def test_letters_that_stand_for_several_symbols_hide_no_mistake() -> None:
+    accent, tilde, question = 3, 2, 1
+    target = np.array([accent, question, IGNORED])
+    sample = puzzle_sample(
+        "s", given=np.zeros(3, int), target=target, letters=" ?~~~~", columns=3, kind="k"
+    )
+    answers = np.array([[tilde, question, 0], [accent, 5, 0], [accent, question, 1]])
+    traced = Traced(
+        answers, (False, False, True), (0.5, 0.5, 1.0), (-1e-7, 1e-7, 3.0), (1.0, 1.0, 1.0)
+    )
+    row = stored(sample, traced)
+    assert row["answers"][0][:2] == row["target"][:2]  # as people see it
+    assert row["right"] == [False, False, True]
+    assert row["halt"] == [-1e-7, 1e-7, 3.0]
+    again = judged(json.loads(json.dumps(row["symbols"])))
+    assert again == {"right": row["right"], "cells": row["cells"]}
+
+
 # pictures ----------------------------------------------------------------------------------------
 
 
@@ -105,6 +203,9 @@ def row(number: int, *answers: str, kind: str = "guesses0") -> dict[str, Any]:
         "id": f"p{number}", "kind": kind, "question": "1.\n..", "target": target,
         "answers": list(answers), "right": right, "cells": cells,
         "halt": [1.0] * len(answers), "change": [1.0] * len(answers),
+        "symbols": {
+            "target": [*map(ord, target)], "answers": [[*map(ord, one)] for one in answers],
+        },
     }  # fmt: skip
 
 

@@ -1,8 +1,10 @@
 """Extras of recursive models: each gets gradient, changes the loss when it is on, and does its job.
 
-For every extra of the table: its parameters receive gradient, and with it the loss is another one
-(with equal weights elsewhere). Then what is particular to each: memory really writes, dead codes
-wake, Q-values learn when to stop, noise depends on the puzzle alone, and so on.
+For every extra and every part that can be switched: its parameters receive gradient, and with it
+the loss is another one (with equal weights elsewhere). What has no parameters and acts only when
+answering changes what answers cost; what only watches changes nothing. Then what is particular to
+each: memory really writes, dead codes wake, Q-values learn when to stop, noise depends on the
+puzzle alone, and so on.
 """
 
 from __future__ import annotations
@@ -98,8 +100,7 @@ def test_every_parameter_of_an_extra_gets_gradient(name: str) -> None:
     total(losses).backward()
     for parameter, tensor in one.named_parameters():
         assert tensor.grad is not None, parameter
-        if not parameter.endswith("gate.weight"):
-            assert float(tensor.grad.abs().sum()) > 0, parameter
+        assert float(tensor.grad.abs().sum()) > 0, parameter
 
 
 @pytest.mark.parametrize("name", EXTRAS)
@@ -110,20 +111,97 @@ def test_switching_an_extra_on_changes_the_loss(name: str) -> None:
     assert float((plain - with_it).abs()) > 1e-4
 
 
+PARTS: dict[str, dict[str, Any]] = {
+    "attention": {"mixer": "attention"},
+    "rotation": {"mixer": "attention", "positions": "rope"},
+    "learned positions": {"positions": "learned"},
+    "causal": {"mixer": "attention", "causal": True},
+    "puzzle embeddings": {"mixer": "attention", "puzzle_prefix": 2},
+    "softmax": {"loss": "softmax"},
+    "depth": {"layers": 3},
+    "cycles": {"cycles": 3},
+    "inner cycles": {"inner_cycles": 3},
+}
+SWITCHED_FROM: dict[str, dict[str, Any]] = dict.fromkeys(
+    ("rotation", "causal", "puzzle embeddings"), PARTS["attention"]
+)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_parameter_of_a_part_gets_gradient_and_switching_it_changes_the_loss(
+    name: str,
+) -> None:
+    one, before = model(**PARTS[name]), model(**SWITCHED_FROM.get(name, {}))
+    before.load_state_dict(one.state_dict(), strict=False)
+    losses = total(stepped(one, batch())[2])
+    losses.backward()
+    for parameter, tensor in one.named_parameters():
+        assert tensor.grad is not None, parameter
+        assert float(tensor.grad.abs().sum()) > 0, parameter
+    if one.puzzle is not None:  # a table, not a parameter: its rows' gradients wait for their step
+        ((_, gradient),) = one.puzzle.waiting
+        assert float(gradient.abs().sum()) > 0
+    assert float((total(stepped(before, batch())[2]) - losses).detach().abs()) > 1e-4
+
+
+def test_the_halting_score_is_learned_and_its_weight_counts() -> None:
+    one = model()
+    _, _, losses = stepped(one, batch())
+    losses.halt_B.sum().backward()
+    for parameter in one.core.halt_head.parameters():
+        assert parameter.grad is not None
+        assert float(parameter.grad.abs().sum()) > 0
+    assert float(losses.halt_B.detach().sum()) > 1e-4
+
+
+def test_noise_has_nothing_to_learn_and_changes_what_answers_cost() -> None:
+    plain, fresh = model(), batch()
+    noisy = model(noise={"enabled": True, "rollouts": 3, "std": 2.0})
+    plain.core.halt_head.weight.data.normal_()  # or no rollout is better than another
+    noisy.load_state_dict(plain.state_dict())
+    assert [n for n, _ in noisy.named_parameters()] == [n for n, _ in plain.named_parameters()]
+    ids = {name: fresh[name] for name in ("input_ids", "labels", "puzzles")}
+    said = [trace(one.eval(), *ids.values(), steps=3) for one in (plain, noisy)]
+    halts = [torch.tensor([one.halt for one in answers]) for answers in said]
+    cost = [torch.nn.functional.softplus(one).sum() for one in halts]
+    assert float((cost[0] - cost[1]).abs()) > 1e-4
+    training = [total(stepped(one.train(), fresh)[2]).detach() for one in (plain, noisy)]
+    assert torch.equal(*training)  # it acts when answering alone
+
+
+def test_watching_the_flow_has_nothing_to_learn_and_changes_nothing_but_what_is_told() -> None:
+    plain, watched = model(), model(flow={"enabled": True})
+    watched.load_state_dict(plain.state_dict())
+    assert [n for n, _ in watched.named_parameters()] == [n for n, _ in plain.named_parameters()]
+    losses = [total(stepped(one, batch())[2]) for one in (plain, watched)]
+    for one in losses:
+        one.backward()
+    assert torch.equal(losses[0].detach(), losses[1].detach())
+    for (name, a), (_, b) in zip(plain.named_parameters(), watched.named_parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        assert torch.equal(a.grad, b.grad), name
+    assert plain.core.flow is None
+    assert watched.core.flow is not None
+    assert list(watched.core.flow.read()) == ["think1", "think2", "answer"]
+
+
 def test_extras_are_off_by_default() -> None:
     settings = RecursionConfig()
     for name in [*EXTRAS, "noise", "flow"]:
         assert not getattr(settings, name).enabled
 
 
-def test_capsules_are_read_and_get_gradient() -> None:
+def test_capsules_are_read_get_gradient_and_change_the_loss() -> None:
     one, fresh = model(capsules=3), batch(capsules=3)
     _, _, losses = stepped(one, fresh)
     total(losses).backward()
     assert one.capsules is not None
-    for name, parameter in one.capsules.named_parameters():
+    for name, parameter in one.named_parameters():
         assert parameter.grad is not None
         assert float(parameter.grad.abs().sum()) > 0, name
+    without = total(stepped(model(), batch())[2]).detach()
+    assert float((without - total(losses).detach()).abs()) > 1e-4
     other = {**fresh, "capsules": fresh["capsules"].flip(0)}
     changed = total(stepped(one, other)[2]).detach()
     assert float((changed - total(losses).detach()).abs()) > 1e-4

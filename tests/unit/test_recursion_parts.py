@@ -13,7 +13,7 @@ from torch import Tensor
 from saccade.config.recursion import RecursionConfig
 from saccade.models.recursion.carry import joined, restored
 from saccade.models.recursion.core import Extra, Moment, State
-from saccade.models.recursion.halting import halted, halts_at, least_steps
+from saccade.models.recursion.halting import halted, least_steps
 from saccade.models.recursion.model import Geometry, RecursiveModel, load_model, save_model
 from saccade.models.recursion.puzzle_embedding import PuzzleEmbedding, SignDescent
 from saccade.models.recursion.trace import trace
@@ -144,7 +144,6 @@ def test_minimums_are_drawn_anew_per_step_with_the_chance_asked_for() -> None:
 
 def test_the_first_sure_step_is_where_a_sample_stops() -> None:
     scores = torch.tensor([[-1.0, 2.0, -1.0], [1.0, 2.0, -1.0], [-1.0, -1.0, -1.0]])
-    assert halts_at(scores).tolist() == [2, 1, 3]
     assert [halting_step(one) for one in scores.T.tolist()] == [2, 1, 3]
 
 

@@ -15,6 +15,7 @@ from saccade.data.sources import open_source
 from saccade.evaluation.run import evaluate_run, rejudge
 from saccade.evaluation.thinking import thinking_table
 from saccade.models.recursion.model import load_model
+from saccade.scoring.grids import metrics
 from saccade.training.averages import WeightAverage
 from saccade.training.recipes.recursion import AVERAGE, CARRY, RecursionRecipe
 from saccade.training.run import train
@@ -41,6 +42,8 @@ def test_sources_without_grids_and_loading_ahead_are_refused() -> None:
         recipe("training.workers=2")
     with pytest.raises(InputError, match=r"training.parallel=ddp"):
         recipe("training.parallel=fsdp")
+    with pytest.raises(InputError, match=r"gradient_checkpointing=true[\s\S]*fix: leave it out"):
+        recipe("training.gradient_checkpointing=true")
 
 
 def test_measuring_on_puzzles_of_another_size_is_refused() -> None:
@@ -125,10 +128,22 @@ def test_a_run_is_scored_step_by_step_and_can_be_judged_again(trained: RunDir) -
     assert len(rows) == 8
     assert len(rows[0]["answers"]) == len(rows[0]["halt"]) == len(rows[0]["change"]) == 4
     assert rejudge(trained) == found
-    rows[0]["answers"][-1] = rows[0]["target"]
+    rows[0]["symbols"]["answers"][-1] = rows[0]["symbols"]["target"]
     trained.predictions_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert rejudge(trained)["accuracy"] == pytest.approx(found["accuracy"] + 1 / 8)
     assert thinking_table(found).row_count >= 1
+    del rows[0]["symbols"]
+    trained.predictions_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"stored as text alone[\s\S]*saccade eval"):
+        rejudge(trained)
+
+
+def test_a_run_is_scored_as_its_training_told(trained: RunDir) -> None:
+    events = map(json.loads, (trained.path / "events.jsonl").read_text().splitlines())
+    told = [event["metrics"] for event in events if event["type"] == "done"][-1]
+    found = metrics(evaluate_run(trained, limit=4))  # as many as `training.eval_samples`
+    assert set(found) <= set(told)
+    assert found == {name: told[name] for name in found}
 
 
 def test_a_checkpoint_is_scored_with_its_average(trained: RunDir) -> None:

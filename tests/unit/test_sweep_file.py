@@ -72,7 +72,7 @@ def test_every_mistake_is_named_with_its_line_and_the_nearest_key(tmp_path: Path
         "s.yaml:4": "did you mean training.learning_rate?",
         "s.yaml:5": "min must be below max",
         "s.yaml:6": "did you mean log_uniform?",
-        "s.yaml:7": "write arch.heads or selector.heads",
+        "s.yaml:7": "write arch.heads or recursion.heads or selector.heads",
         "s.yaml:8": "did you mean min_iter?",
         "s.yaml:9": "did you mean set?",
     }.items():

@@ -69,6 +69,46 @@ def test_too_small_a_world_is_refused() -> None:
         LogicSource(type="logic", steps=6)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.train.things=8 data.train.rules=57", "has only 56 different rules; say rules="),
+        ("data.train.things=40", r"data.train.things = 40: expected integer in \[6, 36\]"),
+        ("thoughts.heads=3", "width=64 does not split into 3 heads of an even width; say heads=2"),
+        ("thoughts.width=7", "width=7 does not split into 4 heads"),
+        ("data.eval.rules=5", "steps=3 needs at least 6 rules"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve("thoughts", overrides=override.split())
+
+
+def test_every_letter_may_be_a_thing() -> None:
+    many = LogicQuestions(LogicSource(type="logic", things=36, rules=40, samples=20))
+    assert len({many[i].answer for i in range(20)}) > 5
+
+
+def test_rules_too_dense_for_a_question_end_with_a_clear_message() -> None:
+    source = LogicSource(type="logic", things=12, rules=60, split="test")
+    with pytest.raises(InputError, match=r"data.eval.rules: no question in 1000 tries[\s\S]*fix:"):
+        draw_question(source, 0)
+
+
+def test_questions_about_things_the_model_does_not_know_are_refused() -> None:
+    recipe = ThoughtsRecipe(resolve("smoke/thoughts").config)
+    more = LogicQuestions(LogicSource(type="logic", things=20, samples=4))
+    with pytest.raises(InputError, match=r"data.eval.things=20: the model knows 8 things"):
+        recipe.evaluate(more, limit=2)
+
+
+def test_what_the_recipe_does_not_read_is_refused() -> None:
+    with pytest.raises(InputError, match=r"gradient_checkpointing=true"):
+        ThoughtsRecipe(
+            resolve("smoke/thoughts", overrides=["training.gradient_checkpointing=true"]).config
+        )
+
+
 def test_a_thought_is_the_state_before_it() -> None:
     one = model()
     ids = torch.randint(0, 12, (3, 5))

@@ -1,4 +1,4 @@
-"""The configuration of puzzles from files: ARC tasks and columns of Sudoku or mazes.
+"""The configuration of puzzles from files: ARC tasks, columns of Sudoku or mazes, arrays.
 
 Part of `schema_data.py`. Imports pydantic only.
 """
@@ -51,3 +51,16 @@ class ColumnsSource(Node):
     """Use only the first puzzles."""
     seed: NonNegativeInt = 0
     """Seed of the versions."""
+
+
+class ArraysSource(Node):
+    """Puzzles as the folders of `.npy` arrays that the builders of HRM and TRM write."""
+
+    type: Literal["arrays"]
+    """Kind of source."""
+    path: Path
+    """Folder with a folder per split and `identifiers.json`."""
+    split: str = "train"
+    """The split: a folder below `path` with `dataset.json` and `all__*.npy`."""
+    limit: PositiveInt | None = None
+    """Use only the first examples."""

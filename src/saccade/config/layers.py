@@ -18,8 +18,7 @@ from typing import Any
 
 import yaml
 
-from saccade.config import recursion_names
-from saccade.config.keys import allows_null, find_key, is_text, key_names, nearest, sections
+from saccade.config.keys import allows_null, find_key, is_text, nearest
 
 CONFIG_DIR = Path(__file__).parent
 GROUPS = ("model", "arch", "data")
@@ -271,20 +270,7 @@ def _place(layer: Layer, key: str, value: Value) -> None:
             message = f"unknown option; {hint}(options: {options})"
             problem = Problem(where=value.where, key=key, value=value.value, message=message)
             layer.problems.append(problem)
-    elif key in key_names() or key in sections():
-        layer.put(key, value.value, where=value.where, label=value.label)
-    else:
-        _place_unknown(layer, key, value)
-
-
-def _place_unknown(layer: Layer, key: str, value: Value) -> None:
-    """A key of no section: an old name of one, an old name of none, or a mistake found later."""
-    today, why = recursion_names.translated(key), recursion_names.pointer(key)
-    if today is not None:
-        layer.put(today, value.value, where=value.where, label=key)
-    elif why is not None:
-        layer.problems.append(Problem(value.where, f"no longer a key; {why}", key=key))
-    else:
+    else:  # unknown ones, too: an old name where the recipe takes it, or a mistake found later
         layer.put(key, value.value, where=value.where, label=value.label)
 
 

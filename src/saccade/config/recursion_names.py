@@ -2,11 +2,17 @@
 
 A name that had one meaning and still has it is accepted and translated to today's key; a name that
 never had one (nothing read it, or several things did) or whose value would mean something else is
-refused with a pointer. Only names that are no keys of today get here. `arch.NAME` and
+refused with a pointer. Only names that are no keys of today get here, and only where one of
+`RECIPES` is trained: elsewhere they are unknown keys like any other. `arch.NAME`, `loss.NAME` and
 `arch.loss.NAME` are the same as `NAME`. Nothing else flows in or out.
 """
 
 from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+RECIPES = ("recursion",)
+"""Recipes that take these names."""
 
 ACCEPTED: dict[str, str] = {
     "H_cycles": "recursion.cycles",
@@ -132,10 +138,33 @@ REFUSED: dict[str, str] = {
     "enable_per_layer_grad_norm": "every group's gradient is always noted; for every use of the"
     " network say recursion.flow.enabled",
     "evaluators": "say `saccade eval RUN` after the training",
+    "arch.name": "there is one network; its shape and task are arch=sudoku6 and the like",
+    "loss.name": "there is one loss; say recursion.loss=stablemax or recursion.loss=softmax",
+    "batch_size": "it was the samples of a step in one script and those of a replay in another; say"
+    " training.batch_size",
+    "image_size": "no code ever read it; pictures become capsules when shards are built:"
+    " arch=multimodal",
+    "encoder_num_layers": "pictures are encoded when shards are built: arch=multimodal",
+    "encoder_H_cycles": "pictures are encoded when shards are built, without recursion:"
+    " arch=multimodal",
+    "encoder_L_cycles": "pictures are encoded when shards are built, without recursion:"
+    " arch=multimodal",
+    "use_gelu": "blocks are SwiGLU, as published; say recursion.expansion for their width",
+    "ffn_expansion_ratio": "say recursion.expansion, of which SwiGLU takes two thirds",
+    "freeze_weights": "the published switch trained puzzle embeddings alone; nothing does that now:"
+    " the network always learns (training.learning_rate)",
+    "entropy_regularization_weight": "no code ever read it; say recursion.explore",
+    "expansion_*": "capsules were never expanded; they are read as they are: arch=multimodal",
+    "q_temperature_*": "no code ever read the temperature; say recursion.q_halting.explore_end",
+    "curiosity_*": "curiosity got no data and no gradient; say recursion.explore",
+    "semantic_*": "say data.train.type and data.train.path; arch=multimodal reads pictures",
+    "ttt_*": "nothing trains while it answers; say recursion.eval_steps to think longer",
+    "*_max_grad_norm": "no code ever read it; say training.max_grad_norm",
 }
-"""Old name -> why it is no longer taken, and what to say instead."""
+"""Old name (`*` stands for any ending or beginning) -> why it is no longer taken, and what to say
+instead."""
 
-PREFIXES = ("arch.loss.", "arch.")
+PREFIXES = ("arch.loss.", "arch.", "loss.")
 
 
 def plain(name: str) -> str:
@@ -150,5 +179,8 @@ def translated(name: str) -> str | None:
 
 def pointer(name: str) -> str | None:
     """Why an old name is refused, or None; a section's name covers what stands below it."""
-    name = plain(name)
-    return REFUSED.get(name) or REFUSED.get(name.partition(".")[0])
+    own = plain(name)
+    for one in (name, name.removeprefix("arch."), own, own.partition(".")[0]):
+        if one in REFUSED:
+            return REFUSED[one]
+    return next((why for like, why in REFUSED.items() if fnmatchcase(own, like)), None)

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from saccade.config import recursion_names
 from saccade.config.errors import InputError
 from saccade.config.keys import key_names, nearest, sections
 from saccade.config.layers import (
@@ -59,11 +60,13 @@ class Resolved:
 
 @dataclass
 class _Merged:
-    """Nested values of all layers so far, and the place of each dotted key."""
+    """Nested values of all layers so far, and the place of each dotted key; `old_names` says
+    whether the recipe takes names of the earlier design."""
 
     tree: dict[str, Any] = field(default_factory=dict)
     places: dict[str, Value] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    old_names: bool = False
 
 
 def resolve(
@@ -95,7 +98,9 @@ def resolve(
 
     merged = _Merged(tree=Config().model_dump(mode="json"))
     name = _choose_recipe(recipe, user, problems=merged.problems)
-    for layer in [packaged_layer(f"recipes/{name}"), *user]:
+    packaged = packaged_layer(f"recipes/{name}")
+    merged.old_names = packaged.values["recipe"].value in recursion_names.RECIPES
+    for layer in [packaged, *user]:
         _merge(merged, layer)
     config = _validate(merged)
     return Resolved(config=config, sources=_sources(config, merged), recipe=name)
@@ -154,7 +159,10 @@ def _merge(merged: _Merged, layer: Layer) -> None:
         _remove(merged, key, where=where)
     _switch_types(merged, layer)
     for key, value in layer.values.items():
-        _put(merged, key, value)
+        if merged.old_names and key not in key_names():
+            _put_old(merged, key, value)
+        else:
+            _put(merged, key, value)
 
 
 def _switch_types(merged: _Merged, layer: Layer) -> None:
@@ -164,6 +172,17 @@ def _switch_types(merged: _Merged, layer: Layer) -> None:
         tagged = key.endswith(".type") and key.rpartition(".")[0] in sections()
         if tagged and isinstance(node, dict) and node.get("type") != value.value:
             _drop(merged, key.rpartition(".")[0])
+
+
+def _put_old(merged: _Merged, key: str, value: Value) -> None:
+    """Under today's key where it is a name of the earlier design that has one; others point on."""
+    today, why = recursion_names.translated(key), recursion_names.pointer(key)
+    if today is not None:
+        _put(merged, today, Value(value.value, value.where, label=key))
+    elif why is not None:
+        merged.problems.append(Problem(value.where, f"no longer a key; {why}", key=key))
+    else:
+        _put(merged, key, value)
 
 
 def _put(merged: _Merged, key: str, value: Value) -> None:

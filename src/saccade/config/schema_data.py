@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from saccade.config.grids import ArcSource, ColumnsSource
+from saccade.config.grids import ArcSource, ArraysSource, ColumnsSource
 from saccade.config.nodes import Node, NonNegative, NonNegativeInt, RowField
 from saccade.config.recursion import MazeSource, SudokuSource
 from saccade.config.shards import EncodedSource
@@ -199,7 +199,7 @@ class LayoutSource(Node):
 Source = Annotated[
     ScenesSource | JsonlSource | ParquetSource | FolderSource | HubSource | LayoutSource
     | ProbingSource | CaptionsSource | PreferenceSource | SudokuSource | MazeSource
-    | ArcSource | ColumnsSource | EncodedSource | LogicSource | StreamSource,
+    | ArcSource | ColumnsSource | ArraysSource | EncodedSource | LogicSource | StreamSource,
     Field(discriminator="type"),
 ]  # fmt: skip
 

@@ -23,7 +23,7 @@ class ShardSource(Node):
     """File or folder: ARC tasks or a CSV of puzzles (`grids`), a text file split by `<|endoftext|>`
     (`stories`), source files (`code`), text files (`texts`), pictures (`images`)."""
     limit: PositiveInt | None = None
-    """Use only this many samples; scenes, which never end, default to 2000."""
+    """Use only this many samples; scenes, which never end, default to 12000."""
     augmentations: NonNegativeInt = 0
     """Variants of each task besides the task itself (`grids` of ARC layout)."""
     seed: NonNegativeInt = 0
@@ -60,10 +60,10 @@ class ShardsConfig(Node):
     """Most symbols kept of what a picture shows (bytes of text; grids have one per cell)."""
     target_tokens: PositiveInt = 128
     """Most symbols asked for: the bytes after a page of text, a caption (grids: one per cell)."""
-    batch_size: PositiveInt = 16
+    batch_size: PositiveInt = 8
     """Samples per batch file; a kill costs at most one batch."""
     batches_per_shard: PositiveInt = 100
-    """Batch files that become one consolidated shard; training starts after the first."""
+    """Batch files that become one consolidated shard; training starts after the first shard."""
     queue_batches: PositiveInt = 4
     """Batches drawn ahead of the encoder: the bound on memory."""
     cache_gb: NonNegative = 5.0
@@ -90,8 +90,9 @@ class EncodedSource(Node):
     path: Path = Path("shards")
     """The folder."""
     split: Literal["train", "test"] = "train"
-    """Every tenth sample is held out for `test`."""
+    """A tenth of the scenes, tasks, documents and pictures is held out for `test`, with all their
+    variants and pages."""
     symbols: bool = False
     """Read the question's symbols, too, beside the picture; grids cannot be answered without."""
     seed: NonNegativeInt = 0
-    """Seed of the order within a shard."""
+    """Seed of the order: of samples within a shard, and of shards from the second epoch on."""

@@ -11,6 +11,9 @@ from pydantic import Field, PositiveInt, model_validator
 
 from saccade.config.nodes import Node, NonNegativeInt
 
+MOST_THINGS = 36
+"""Letters and digits that things are called by."""
+
 
 class ThoughtsConfig(Node):
     """A small causal model whose hidden states are fed back as its next inputs."""
@@ -32,6 +35,20 @@ class ThoughtsConfig(Node):
     last_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
     """Share of the training that the last stage gets; the others share the rest evenly."""
 
+    @model_validator(mode="after")
+    def _heads_fit(self) -> ThoughtsConfig:
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width={self.width} does not split into {self.heads} heads of an even width;"
+                f" say heads={_heads_below(self.width, most=self.heads)}"
+            )
+        return self
+
+
+def _heads_below(width: int, *, most: int) -> int:
+    """Most heads, up to `most`, that a width splits into; 1 where it does not split at all."""
+    return next((n for n in range(most, 0, -1) if width % (2 * n) == 0), 1)
+
 
 class LogicSource(Node):
     """Which of two things follows from the start? Chains of rules among distractors, drawn anew."""
@@ -40,8 +57,8 @@ class LogicSource(Node):
     """Kind of source."""
     split: Literal["train", "validation", "test"] = "train"
     """Disjoint streams: no set of rules of one split occurs in another."""
-    things: Annotated[int, Field(ge=6)] = 12
-    """Things that rules are about."""
+    things: Annotated[int, Field(ge=6, le=MOST_THINGS)] = 12
+    """Things that rules are about, a letter or digit each."""
     steps: PositiveInt = 3
     """Rules between the start and what follows."""
     rules: PositiveInt = 12
@@ -57,5 +74,11 @@ class LogicSource(Node):
             raise ValueError(
                 f"steps={self.steps} needs at least {2 * self.steps} rules and"
                 f" {2 * self.steps + 2} things"
+            )
+        pairs = self.things * (self.things - 1)
+        if self.rules > pairs:
+            raise ValueError(
+                f"things={self.things} has only {pairs} different rules; say rules={pairs // 4} or"
+                " more things"
             )
         return self

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from saccade.config.errors import InputError
-from saccade.config.grids import ArcSource, ColumnsSource
+from saccade.config.grids import ArcSource, ArraysSource, ColumnsSource
 from saccade.config.schema import (
     CaptionsSource,
     FolderSource,
@@ -129,14 +129,10 @@ def open_source(source: Source) -> SampleSource:
         from saccade.data.generate.maze import Mazes
 
         return Mazes(source)
-    if isinstance(source, ArcSource):
-        from saccade.data.grids.source import ArcPuzzles
+    if isinstance(source, (ArcSource, ColumnsSource, ArraysSource)):
+        from saccade.data.grids.source import open_grids
 
-        return ArcPuzzles(source)
-    if isinstance(source, ColumnsSource):
-        from saccade.data.grids.source import ColumnPuzzles
-
-        return ColumnPuzzles(source)
+        return open_grids(source)
     if isinstance(source, LogicSource):
         from saccade.data.generate.logic import LogicQuestions
 

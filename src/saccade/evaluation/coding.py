@@ -116,7 +116,8 @@ def coding_table(result: Mapping[str, Any]) -> Any:
 
 def _read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    # not splitlines(): JSON texts may hold line separators of Unicode as they are
+    for number, line in enumerate(path.read_text("utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"

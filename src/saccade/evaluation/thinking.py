@@ -1,9 +1,10 @@
 """Score a recursive model: how right it is after each step of thinking, and where it would stop.
 
 In goes a run of recipe `recursion`; out come `predictions.jsonl` (for every held-out sample the
-answer, the halting score and the change of state at every step) and `evaluation.json` (accuracy per
+answer, the halting score and the change of state at every step; as text for people, whose letters
+may stand for several symbols, and as the symbols themselves) and `evaluation.json` (accuracy per
 step, accuracy and mean steps with halting, the halting histogram, all of it per kind of sample).
-`rejudge` repeats the judging from the stored answers, without the model. Left out: pictures.
+`rejudge` repeats the judging from the stored symbols, without the model. Left out: pictures.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saccade.config.errors import InputError
-from saccade.data.generate.puzzles import as_text
+from saccade.data.generate.puzzles import IGNORED, TARGET, as_text
 from saccade.data.grids.source import ArcPuzzles
 from saccade.data.sources import open_source
 from saccade.evaluation.load import Progress, fingerprint, no_progress, weights_folder
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from saccade.models.recursion.model import RecursiveModel
     from saccade.models.recursion.trace import Traced
 
-UNSUPERVISED = "?"
 DECIMALS = 5
 SHOWN_AT = (1, 4)
 """Steps of thinking that an ablation shows, besides the last."""
@@ -66,10 +66,10 @@ def evaluate_thinking(
     count = min(limit or len(source), len(source))
     found = answer_all(
         model, source, count=count, steps=config.recursion.eval_steps,
-        batch_size=config.eval.batch_size,
+        batch_size=config.eval.batch_size, data=config.data,
         progress=lambda done, total: progress("thinking", done, total),
     )  # fmt: skip
-    rows = [_row(sample, traced) for sample, traced in found]
+    rows = [stored(sample, traced) for sample, traced in found]
     details: dict[str, Any] = {
         "recipe": config.recipe, "model": fingerprint(folder), "data": source.fingerprint(),
     }  # fmt: skip
@@ -110,13 +110,20 @@ def rejudge_thinking(run: RunDir) -> dict[str, Any]:
             f"{run.predictions_file}: no stored answers\n  fix: run `saccade eval {run.path}` first"
         )
     lines = run.predictions_file.read_text("utf-8").splitlines()
-    rows = [{**row, **_judged(row)} for row in map(json.loads, lines)]
-    stored = json.loads((run.path / "evaluation.json").read_text("utf-8"))
+    rows = [json.loads(line) for line in lines]
+    if not all("symbols" in row for row in rows):
+        raise InputError(
+            f"{run.predictions_file}: these answers were stored as text alone, which may hide what"
+            f" was said\n  fix: run `saccade eval {run.path}` again"
+        )
+    rows = [{**row, **judged(row["symbols"])} for row in rows]
+    before = json.loads((run.path / "evaluation.json").read_text("utf-8"))
     kept = ("recipe", "model", "data", "voting")
-    return _write(run, rows, {name: stored[name] for name in kept if name in stored})
+    return _write(run, rows, {name: before[name] for name in kept if name in before})
 
 
-def _row(sample: Sample, traced: Traced) -> dict[str, Any]:
+def stored(sample: Sample, traced: Traced) -> dict[str, Any]:
+    """What is kept of a sample: what was said at every step, and the model's own verdicts."""
     columns, letters = sample.facts["columns"], sample.facts["letters"]
     row = {
         "id": sample.id,
@@ -124,21 +131,27 @@ def _row(sample: Sample, traced: Traced) -> dict[str, Any]:
         "question": sample.question,
         "target": sample.answer,
         "answers": [as_text(one, letters=letters, columns=columns) for one in traced.answers_NL],
-        "halt": [round(one, DECIMALS) for one in traced.halt],
+        # not rounded: a score is compared with a threshold, and told as in training
+        "halt": list(traced.halt),
         "change": [round(one, DECIMALS) for one in traced.change],
-    }
+        "right": list(traced.right),
+        "cells": list(traced.cells),
+        "symbols": {
+            "target": sample.facts[TARGET].tolist(), "answers": traced.answers_NL.tolist(),
+        },
+    }  # fmt: skip
     if traced.advantage:
-        row["advantage"] = [round(one, DECIMALS) for one in traced.advantage]
-    return {**row, **_judged(row)}
+        row["advantage"] = list(traced.advantage)
+    return row
 
 
-def _judged(row: Mapping[str, Any]) -> dict[str, Any]:
-    """`right` and `cells` of every step, from the texts."""
-    wanted = [one for one in enumerate(row["target"]) if one[1] not in (UNSUPERVISED, "\n")]
-    hits = [sum(text[place] == letter for place, letter in wanted) for text in row["answers"]]
+def judged(symbols: Mapping[str, Any]) -> dict[str, Any]:
+    """`right` and `cells` of every step, as the model's own verdict has them."""
+    wanted = [one for one in enumerate(symbols["target"]) if one[1] != IGNORED]
+    hits = [sum(said[place] == one for place, one in wanted) for said in symbols["answers"]]
     return {
         "right": [one == len(wanted) for one in hits],
-        "cells": [round(one / max(1, len(wanted)), DECIMALS) for one in hits],
+        "cells": [one / max(1, len(wanted)) for one in hits],
     }
 
 
@@ -179,12 +192,13 @@ def right_at(run: RunDir, result: Mapping[str, Any]) -> dict[str, dict[str, int]
 
 def _verdicts(row: Mapping[str, Any]) -> StepVerdicts:
     return StepVerdicts(
-        row["right"], row["cells"], row["halt"], row["kind"], same=_same(row["answers"]),
+        row["right"], row["cells"], row["halt"], row["kind"],
+        same=_same(row["symbols"]["answers"]),
         advantage=row.get("advantage", ()),
     )  # fmt: skip
 
 
-def _same(answers: Sequence[str]) -> list[bool]:
+def _same(answers: Sequence[Sequence[int]]) -> list[bool]:
     return [False, *(a == b for a, b in itertools.pairwise(answers))]
 
 

@@ -28,18 +28,32 @@ MAX_REPLACEMENTS = 100
 
 
 class SampleOrder:
-    """The endless order of sample indices; `keep_order` plays the source's own order instead."""
+    """The endless order of sample indices.
 
-    def __init__(self, groups: list[list[int]], *, seed: int, keep_order: bool) -> None:
+    `keep_order` plays the groups as they come in every epoch, `own` makes an epoch's order.
+    """
+
+    def __init__(
+        self,
+        groups: list[list[int]],
+        *,
+        seed: int,
+        keep_order: bool,
+        own: Callable[[int], np.ndarray] | None = None,
+    ) -> None:
         self.groups = [np.asarray(group, dtype=np.int64) for group in groups]
         self.size = sum(len(group) for group in self.groups)
         self.seed = seed
         self.keep_order = keep_order
+        self.own = own
         self._epoch: tuple[int, np.ndarray] | None = None
 
     def epoch(self, number: int) -> np.ndarray:
         """All indices in the order of one epoch."""
         if self._epoch is None or self._epoch[0] != number:
+            if self.own is not None:
+                self._epoch = number, self.own(number)
+                return self._epoch[1]
             turns = range(len(self.groups))
             if not self.keep_order:
                 turns = np.random.default_rng([self.seed, number]).permutation(len(self.groups))
@@ -53,6 +67,20 @@ class SampleOrder:
             number, offset = divmod(start + len(taken), self.size)
             taken += self.epoch(number)[offset : offset + count - len(taken)].tolist()
         return taken
+
+
+def order_of(source: SampleSource, *, seed: int) -> SampleOrder:
+    """The order in which a source is trained on.
+
+    A source with `epoch_order` says itself how an epoch goes, one with `ordered = True` is played
+    as it is, and all others are shuffled.
+    """
+    return SampleOrder(
+        source.groups(),
+        seed=seed,
+        keep_order=getattr(source, "ordered", False),
+        own=getattr(source, "epoch_order", None),
+    )
 
 
 @dataclass(frozen=True)

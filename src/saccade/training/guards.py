@@ -98,6 +98,11 @@ class StoppableSource:
         return self.source.fingerprint()
 
 
+def unwrapped(source: SampleSource) -> SampleSource:
+    """The source itself, where an evaluation may read it through another."""
+    return source.source if isinstance(source, StoppableSource) else source
+
+
 def check_finite(
     *, step: int, loss: float, grad_norm: float, sample_ids: Sequence[str], good: Path | None
 ) -> None:

@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from saccade.config.schema import Config
 from saccade.data.samples import DataError
 from saccade.data.sources import SampleSource
-from saccade.training.batches import LoadedSamples, SampleOrder, count_supervised, count_tokens
+from saccade.training.batches import LoadedSamples, count_supervised, count_tokens, order_of
 from saccade.training.state import untouched_randomness
 
 if TYPE_CHECKING:
@@ -113,9 +113,7 @@ def make_plan(recipe: Recipe, source: SampleSource, *, config: Config, world_siz
 
 def first_samples(source: SampleSource, *, config: Config) -> list[Any]:
     """The samples of the run's first forward pass."""
-    order = SampleOrder(
-        source.groups(), seed=config.run.seed, keep_order=getattr(source, "ordered", False)
-    )
+    order = order_of(source, seed=config.run.seed)
     loaded = LoadedSamples(source, skip_broken=config.data.on_error == "skip")
     return [loaded[index].sample for index in order.take(0, config.training.batch_size)]
 

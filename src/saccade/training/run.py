@@ -197,7 +197,7 @@ class _Job:
         set_seed(self.config.run.seed)
         watchers.progress.begin("loading")
         recipe = self.make_recipe(self.config)
-        source = recipe.train_source()
+        source = self._without_broken(recipe.train_source(), watchers)
         self._record_origin(source, threads=threads)
         plan = self._plan(recipe, source, watchers)
         trainer = self._trainer(recipe, source, watchers)
@@ -222,6 +222,14 @@ class _Job:
         for damage in found.damaged:
             watchers.warn(f"damaged checkpoint {damage}; continuing from {instead}")
         return found.folder
+
+    def _without_broken(self, source: SampleSource, watchers: Watchers) -> SampleSource:
+        """Where broken samples are skipped, a source that knows them beforehand leaves them out."""
+        leave_out = getattr(source, "leave_out_broken", None)
+        if self.config.data.on_error == "skip" and leave_out is not None:
+            for problem in leave_out():
+                watchers.warn(problem)
+        return source
 
     def _record_origin(self, source: SampleSource, *, threads: int) -> None:
         """Write provenance once; later starts must see the same training data."""
@@ -261,7 +269,9 @@ class _Job:
             run=self.run,
             watchers=watchers,
             stop=self.stop,
-            eval_source=lambda: self.open_eval(self.config.data.eval),
+            eval_source=lambda: self._without_broken(
+                self.open_eval(self.config.data.eval), watchers
+            ),
             evaluate=lambda source: recipe.evaluate(source, limit=limit),
             evaluates=self.process.rank == 0 or self.config.training.parallel == "fsdp",
         )

@@ -28,12 +28,13 @@ from saccade.training.inputs import placed
 
 FREE_KEYS = (
     "run.name", "run.root", "run.store", "run.heartbeat_seconds", "model.device", "data.eval",
-    "eval", "tracking", "tiny_base.export",
+    "data.on_error", "eval", "tracking", "tiny_base.export",
     "training.save_every", "training.keep_checkpoints", "training.eval_every",
     "training.eval_samples", "training.log_every", "training.workers", "training.threads",
     "training.batch_size", "training.accumulation", "training.parallel",
     "training.gradient_checkpointing", "selector.feature_cache", "selector.feature_cache_gb",
-    "launch", "recursion.eval_steps", "recursion.halt_confidence", "recursion.noise",
+    "launch", "shards.cache_gb", "shards.queue_batches", "recursion.eval_steps",
+    "recursion.halt_confidence", "recursion.noise",
 )  # fmt: skip
 """Keys (and sections) that may change when a run continues: they do not move the weights.
 

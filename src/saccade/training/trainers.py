@@ -35,12 +35,12 @@ from saccade.data.sources import SampleSource
 from saccade.training import state
 from saccade.training.batches import (
     MicroBatch,
-    SampleOrder,
     Share,
     StepBatches,
     count_supervised,
     count_tokens,
     make_loader,
+    order_of,
 )
 from saccade.training.callbacks import Boundary, StepRecord
 from saccade.training.checkpoints import Written, write_checkpoint
@@ -60,7 +60,7 @@ class Recipe(Protocol):
         ...
 
     def train_source(self) -> SampleSource:
-        """Samples to train on; a source with `ordered = True` is played in its own order."""
+        """Samples to train on; `order_of` says in which order."""
         ...
 
     def collate(self, samples: list[Sample]) -> dict[str, Any]:
@@ -219,11 +219,7 @@ class SaccadeTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """All steps as one long epoch that starts at the current step."""
-        order = SampleOrder(
-            self.source.groups(),
-            seed=self.config.run.seed,
-            keep_order=getattr(self.source, "ordered", False),
-        )
+        order = order_of(self.source, seed=self.config.run.seed)
         # a recipe that keeps samples over several steps says which new ones it takes
         batches = getattr(self.recipe, "batches", StepBatches)(
             order,

@@ -18,6 +18,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from saccade.config.errors import InputError
 from saccade.config.thoughts import LogicSource
 from saccade.data.generate.puzzles import SPLITS, belongs_to
 from saccade.data.samples import Sample
@@ -71,7 +72,17 @@ def draw_question(source: LogicSource, position: int) -> Question:
         if belongs_to(bytes(one for rule in listed for one in rule), split=source.split):
             both = both if rng.random() < 0.5 else both[::-1]
             return Question(mixed, chain[0], both, tuple(chain[1:]))
-    raise ValueError(f"no question in {TRIES} tries: {source}")
+    # all that was checked by the configuration is that there are so many rules
+    raise InputError(
+        f"{_key(source)}: no question in {TRIES} tries with things={source.things},"
+        f" rules={source.rules}, steps={source.steps}: among so many rules the wrong candidate"
+        " follows, too, or there is a shorter way\n  fix: about as many rules as things, or more"
+        " things"
+    )
+
+
+def _key(source: LogicSource) -> str:
+    return f"data.{'train' if source.split == 'train' else 'eval'}.rules"
 
 
 def _only_way(rules: tuple[tuple[int, int], ...], chain: list[int]) -> bool:

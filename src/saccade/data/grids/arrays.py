@@ -1,7 +1,7 @@
-"""Puzzles as the flat arrays that HRM and TRM train on, in memory and as their `.npy` folders.
+"""Puzzles as the flat arrays that HRM and TRM train on, and their `.npy` folders.
 
-In go tasks or columns (`columns.py`), out comes a `PuzzleArrays`: inputs and labels [N, L], and
-two levels of boundaries. A *puzzle* is one variant of a task and owns examples
+In go tasks, columns (`columns.py`) or a folder of theirs, out comes a `PuzzleArrays`: inputs and
+labels [N, L], and two levels of boundaries. A *puzzle* is one variant of a task and owns examples
 `puzzle_indices[p] : puzzle_indices[p + 1]`; a *group* is a task with all its variants and owns
 puzzles `group_indices[g] : group_indices[g + 1]`. A batch draws groups, one random puzzle of each,
 then its examples. Token 0 is PAD, never asked for in the labels; identifier 0 is no puzzle at all.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,22 +77,6 @@ class PuzzleArrays:
     def puzzle_of(self, example: int) -> int:
         """The puzzle an example belongs to."""
         return int(np.searchsorted(self.puzzle_indices, example, side="right")) - 1
-
-    def metadata(self) -> dict[str, object]:
-        """What `dataset.json` says."""
-        puzzles = len(self.puzzle_identifiers)
-        return {
-            "seq_len": self.length,
-            "vocab_size": self.vocabulary,
-            "pad_id": 0,
-            "ignore_label_id": 0,
-            "blank_identifier_id": 0,
-            "num_puzzle_identifiers": len(self.identifiers),
-            "total_groups": self.groups,
-            "mean_puzzle_examples": len(self.inputs) / puzzles,
-            "total_puzzles": puzzles,
-            "sets": [SET],
-        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,18 +170,12 @@ class _Rows:
         )
 
 
-def write_arrays(folder: Path, split: str, arrays: PuzzleArrays) -> None:
-    """Write `folder/split/all__*.npy`, `dataset.json` and `folder/identifiers.json`."""
-    (folder / split).mkdir(parents=True, exist_ok=True)
-    for name in FIELDS:
-        np.save(folder / split / f"{SET}__{name}.npy", getattr(arrays, name))
-    (folder / split / "dataset.json").write_text(json.dumps(arrays.metadata()), encoding="utf-8")
-    names = json.dumps(list(arrays.identifiers))
-    (folder / "identifiers.json").write_text(names, encoding="utf-8")
+def read_arrays(folder: Path, split: str, *, limit: int | None = None) -> PuzzleArrays:
+    """Read what HRM's or TRM's builders wrote; large arrays stay on disk.
 
-
-def read_arrays(folder: Path, split: str) -> PuzzleArrays:
-    """Read what `write_arrays`, HRM's or TRM's builders wrote; large arrays stay on disk."""
+    Where a file `identifiers.json` names fewer puzzles than there are, or is missing, the others
+    are called by their numbers. `limit` keeps the first examples.
+    """
     try:
         about = json.loads((folder / split / "dataset.json").read_text(encoding="utf-8"))
         file = folder / "identifiers.json"
@@ -205,14 +183,16 @@ def read_arrays(folder: Path, split: str) -> PuzzleArrays:
         arrays = {
             name: np.load(folder / split / f"{SET}__{name}.npy", mmap_mode="r") for name in FIELDS
         }
-        return PuzzleArrays(
+        most = int(arrays["puzzle_identifiers"].max())
+        count = max(int(about["num_puzzle_identifiers"]), most + 1)
+        found = PuzzleArrays(
             inputs=arrays["inputs"],
             labels=arrays["labels"],
             puzzle_identifiers=np.asarray(arrays["puzzle_identifiers"]),
             puzzle_indices=np.asarray(arrays["puzzle_indices"]),
             group_indices=np.asarray(arrays["group_indices"]),
             vocabulary=int(about["vocab_size"]),
-            identifiers=tuple(names),
+            identifiers=(*names[:count], *(f"puzzle-{n}" for n in range(len(names), count))),
         )
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
@@ -220,3 +200,19 @@ def read_arrays(folder: Path, split: str) -> PuzzleArrays:
             where=str(folder / split),
             fix=f"the folder holds dataset.json and {SET}__NAME.npy for {', '.join(FIELDS)}",
         ) from error
+    return found if limit is None else _first(found, limit)
+
+
+def _first(arrays: PuzzleArrays, limit: int) -> PuzzleArrays:
+    """The first examples, with the boundaries that are left."""
+    examples = min(limit, len(arrays.inputs))
+    puzzles = arrays.puzzle_of(examples - 1) + 1
+    groups = int(np.searchsorted(arrays.group_indices, puzzles))
+    return replace(
+        arrays,
+        inputs=arrays.inputs[:examples],
+        labels=arrays.labels[:examples],
+        puzzle_identifiers=arrays.puzzle_identifiers[:puzzles],
+        puzzle_indices=np.append(arrays.puzzle_indices[:puzzles], examples),
+        group_indices=np.append(arrays.group_indices[:groups], puzzles),
+    )

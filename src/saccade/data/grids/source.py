@@ -1,31 +1,40 @@
 """Puzzles from files as a source of samples for training and scoring.
 
-An `ArcSource` or `ColumnsSource` flows in; samples flow out whose facts hold the arrays that the
-recipe `recursion` reads (`generate/puzzles.py`): tokens, targets with PAD not asked for, and the
-number of the puzzle, the same in the training and the test split of one source. The variant's name
-rides along under `VARIANT`, so that votes can be counted per task. Every example of every variant
-comes once per epoch (the published sampler draws one variant per task and epoch instead).
+An `ArcSource`, `ColumnsSource` or `ArraysSource` flows in; samples flow out whose facts hold the
+arrays that the recipe `recursion` reads (`generate/puzzles.py`): tokens, targets with PAD not asked
+for, and the number of the puzzle, the same in the training and the test split of one source;
+`digest` tells which puzzles these are. The variant's name rides along under `VARIANT`, so that
+votes can be counted per task. Every example of every variant comes once per epoch (the published
+sampler draws one variant per task and epoch instead).
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 
 from saccade.config.errors import InputError
-from saccade.config.grids import ArcSource, ColumnsSource
+from saccade.config.grids import ArcSource, ArraysSource, ColumnsSource
 from saccade.data.generate.puzzles import IGNORED, puzzle_sample
-from saccade.data.grids.arc import Task, largest_shape, read_tasks, tasks_in_common
-from saccade.data.grids.arrays import PuzzleArrays, build_arc
-from saccade.data.grids.canvas import MAX_SIDE, PAD, Shape
+from saccade.data.grids.arc import Task, largest_shape, read_tasks, task_hash, tasks_in_common
+from saccade.data.grids.arrays import PuzzleArrays, build_arc, read_arrays
+from saccade.data.grids.canvas import MAX_SIDE, PAD, VOCABULARY, Shape
 from saccade.data.grids.columns import MAZE, build_columns
 from saccade.data.samples import Sample
 
 VARIANT = "variant"
 ARC_LETTERS = " |0123456789"
 SUDOKU_LETTERS = " .123456789"
+PRINTABLE = " " + "".join(map(chr, range(33, 127)))
 MAZE_LETTERS = "?" + MAZE
+KINDS = {
+    VOCABULARY: ("arc", ARC_LETTERS),
+    11: ("sudoku", SUDOKU_LETTERS),
+    6: ("maze", MAZE_LETTERS),
+}
+"""What arrays with so many symbols are, as the published builders write them."""
 
 
 class GridPuzzles:
@@ -37,6 +46,7 @@ class GridPuzzles:
         self.arrays = arrays
         self.letters, self.kind, self.name = letters, kind, name
         self.columns = columns
+        self.digest = puzzles_digest(arrays.identifiers)
         if not len(arrays.inputs):
             raise InputError(f"{name}: there are no examples in this split")
 
@@ -105,6 +115,9 @@ class ArcPuzzles(GridPuzzles):
             name=f"{source.path.stem}-{source.split}",
             columns=self.shape[1],
         )
+        # equal names do not make equal tasks
+        demonstrations = map(task_hash, [*also, *self.tasks])
+        self.digest = puzzles_digest([*self.arrays.identifiers, *demonstrations])
 
 
 class ColumnPuzzles(GridPuzzles):
@@ -118,6 +131,35 @@ class ColumnPuzzles(GridPuzzles):
         letters, kind = (MAZE_LETTERS, "maze") if is_maze else (SUDOKU_LETTERS, "sudoku")
         columns = round(arrays.length**0.5)
         super().__init__(arrays, letters=letters, kind=kind, name=source.path.stem, columns=columns)
+
+
+class StoredPuzzles(GridPuzzles):
+    """Arrays that another builder wrote."""
+
+    def __init__(self, source: ArraysSource) -> None:
+        arrays = read_arrays(source.path, source.split, limit=source.limit)
+        other = ("puzzle", PRINTABLE[: arrays.vocabulary].ljust(arrays.vocabulary, "~"))
+        kind, letters = KINDS.get(arrays.vocabulary, other)
+        side = round(arrays.length**0.5)
+        super().__init__(
+            arrays, letters=letters, kind=kind, name=f"{source.path.name}-{source.split}",
+            columns=side if side * side == arrays.length else arrays.length,
+        )  # fmt: skip
+
+
+def open_grids(source: ArcSource | ColumnsSource | ArraysSource) -> GridPuzzles:
+    """The puzzles of a source of files."""
+    if isinstance(source, ArcSource):
+        return ArcPuzzles(source)
+    return ColumnPuzzles(source) if isinstance(source, ColumnsSource) else StoredPuzzles(source)
+
+
+def puzzles_digest(names: Iterable[str]) -> str:
+    """Tells which puzzles have which embedding; empty where there is only one to have."""
+    names = list(names)
+    if len(names) == 1:
+        return ""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 def _canvas(source: ArcSource, tasks: list[Task]) -> Shape:

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from saccade.config.errors import InputError
 from saccade.data.grids.arc import Pair, Task
 from saccade.data.grids.canvas import Grid
 from saccade.data.grids.vote import Ballot
-from saccade.data.samples import DataError
 
 ATTEMPTS = 2
 PLACEHOLDER = [[0]]
@@ -50,25 +47,6 @@ def write_submission(path: Path, submission: Submission) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside.write_text(json.dumps(submission), encoding="utf-8")
     aside.replace(path)
-
-
-def read_submission(path: Path, *, tasks: Sequence[Task]) -> Submission:
-    """Read a file and check that every test input of every task has its attempts."""
-    try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such submission file") from None
-    except ValueError as error:
-        raise DataError(f"this is not JSON ({error})", where=str(path)) from error
-    for task in tasks:
-        entries = found.get(task.name) if isinstance(found, dict) else None
-        if not isinstance(entries, list) or len(entries) != len(task.test):
-            raise DataError(
-                f"expected {len(task.test)} entries, one per test input",
-                where=f"{path}, task {task.name}",
-                fix="write the file again with every task of the set",
-            )
-    return found
 
 
 def score_submission(submission: Submission, tasks: Iterable[Task]) -> float:

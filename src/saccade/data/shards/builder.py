@@ -9,13 +9,13 @@ the two threads and by one shard. Where the encoder comes from is the caller's b
 
 from __future__ import annotations
 
+import hashlib
 import json
 import queue
-import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,19 @@ from saccade.data.shards.cache import GB, PictureCache
 from saccade.data.shards.consolidate import Block, damaged, join, read_block, to_bytes
 from saccade.data.shards.encode import RULE, Encoder, Pooling
 from saccade.data.shards.estimate import Estimate, check_room, estimate
+from saccade.data.shards.held_out import choose_held_out, to_content
 from saccade.data.shards.manifest import (
+    BUILD_LOG,
+    CACHE,
+    HELD_OUT,
     Manifest,
     batch_name,
     builder_lock,
+    clear,
     describe,
     differences,
     fault,
+    litter,
     read_manifest,
     shard_name,
     write_manifest,
@@ -43,8 +49,6 @@ from saccade.data.shards.manifest import (
 from saccade.data.shards.samples import VOCABULARY, ShardSample, pad
 from saccade.data.shards.sources import Mixture
 
-CACHE = "cache"
-LOG = "build.jsonl"
 POLL_SECONDS = 0.2
 PACE_SECONDS = 5.0
 
@@ -57,6 +61,7 @@ class Summary:
     """What one call did; times in seconds."""
 
     samples: int
+    held_out: int = 0
     built: int = 0
     seconds: float = 0.0
     encode_seconds: float = 0.0
@@ -92,6 +97,7 @@ class Builder:
         self.pooling = Pooling(encoder.grid, capsules=config.capsules, children=config.children)
         self.features = self._feature_shapes()
         self.kinds = [source.kind for source in mixture.sources]
+        self.held_out = choose_held_out(mixture.contents())
         about = [RULE, encoder.digest, json.dumps(self.features), str(torch.get_num_threads())]
         self.cache = PictureCache(
             self.folder / CACHE, context="|".join(about), shapes=self.features,
@@ -115,6 +121,7 @@ class Builder:
                 "encoder": self.encoder.name,
                 "features": {name: list(shape) for name, shape in self.features.items()},
                 "kinds": self.kinds,
+                "held_out": hashlib.sha256(to_content(self.held_out)).hexdigest(),
                 "vocabulary": VOCABULARY,
             },
             samples=len(self.mixture),
@@ -134,21 +141,38 @@ class Builder:
         *,
         rebuild: bool = False,
         repair: bool = False,
+        ready: Callable[[], object] = lambda: None,
         progress: Progress = lambda what, done, total: None,
         stop: Stop = lambda: False,
     ) -> Summary:
-        """Build or continue; raises `Preempted` when asked to stop, `DataError` for damage."""
+        """Build or continue; raises `Preempted` when asked to stop, `DataError` for damage.
+
+        `rebuild` starts over, or continues a start that was interrupted. `ready` is called when
+        everything that lies in the folder belongs to this build and is sound.
+        """
         with builder_lock(self.folder):
-            if rebuild:
-                clear(self.folder)
-            manifest = self._resume(repair=repair)
-            check_room(self.estimate(), folder=self.folder, built=manifest.built)
-            summary = Summary(samples=manifest.samples)
-            broken = self._verify(manifest, repair=repair)
-            for shard in broken:
-                manifest = self._repair(manifest, shard)
-                summary.repaired.append(shard_name(shard))
-            return self._run(manifest, summary, progress=progress, stop=stop)
+            return self.proceed(
+                rebuild=rebuild, repair=repair, ready=ready, progress=progress, stop=stop
+            )
+
+    def proceed(
+        self,
+        *,
+        rebuild: bool,
+        repair: bool,
+        ready: Callable[[], object],
+        progress: Progress,
+        stop: Stop,
+    ) -> Summary:
+        """`build` for one who holds the folder's lock already."""
+        manifest = self._resume(rebuild=rebuild)
+        check_room(self.estimate(), folder=self.folder, built=manifest.built)
+        summary = Summary(samples=manifest.samples, held_out=int(self.held_out.sum()))
+        for shard in self._verify(manifest, repair=repair):
+            manifest = self._repair(manifest, shard, progress=progress, stop=stop)
+            summary.repaired.append(shard_name(shard))
+        ready()
+        return self._run(manifest, summary, progress=progress, stop=stop)
 
     def _feature_shapes(self) -> dict[str, tuple[int, ...]]:
         config, width = self.config, self.encoder.width
@@ -160,20 +184,22 @@ class Builder:
             shapes["tokens"] = (rows * columns, width)
         return shapes
 
-    def _resume(self, *, repair: bool) -> Manifest:
+    def _resume(self, *, rebuild: bool) -> Manifest:
+        """The build as it stands; what belongs to no build, or to another one, is gone."""
         fresh = self.plan()
-        found = read_manifest(self.folder)
+        found = self._continued(fresh, rebuild=rebuild)
+        marks = to_content(self.held_out)
         if found is None:
-            write_manifest(self.folder, fresh)
-            found = fresh
-        changed = differences(found.plan, json.loads(json.dumps(fresh.plan)))
-        sizes = ("samples", "batch_size", "batches_per_shard")
-        changed += [name for name in sizes if getattr(found, name) != getattr(fresh, name)]
-        if changed:
-            raise InputError(
-                f"{self.folder}: holds shards of another plan (differs in {', '.join(changed)})"
-                "\n  fix: --rebuild to start over, or another shards.path"
-            )
+            freed = sum(file.stat().st_size for file in litter(self.folder))
+            needed = self.estimate()  # nothing is removed for a build that has no room either
+            needed = replace(needed, free_bytes=needed.free_bytes + freed)
+            check_room(needed, folder=self.folder, built=0)
+            clear(self.folder)
+            found = replace(fresh, rebuilding=rebuild)
+            write_whole(self.folder / HELD_OUT, marks)
+            write_manifest(self.folder, found)
+        elif not _holds(self.folder / HELD_OUT, marks):
+            write_whole(self.folder / HELD_OUT, marks)
         # a batch that reads back differently is encoded again, and so is all that follows it
         sound = []
         for entry in found.batches:
@@ -182,12 +208,34 @@ class Builder:
             sound.append(entry)
         manifest = found.with_files(batches=tuple(sound))
         listed = {entry.file for entry in (*manifest.shards, *manifest.batches)}
-        for file in (*self.folder.glob("*.safetensors"), *self.folder.glob(".*.tmp")):
+        for file in litter(self.folder):
             if file.name not in listed:
                 file.unlink()
         if manifest != found:
             write_manifest(self.folder, manifest)
         return manifest
+
+    def _continued(self, fresh: Manifest, *, rebuild: bool) -> Manifest | None:
+        """The build in the folder, where it is this one; None to start anew."""
+        try:
+            found = read_manifest(self.folder)
+        except InputError:
+            if not rebuild:
+                raise
+            return None
+        if found is None:
+            return None
+        changed = differences(found.plan, json.loads(json.dumps(fresh.plan)))
+        sizes = ("samples", "batch_size", "batches_per_shard")
+        changed += [name for name in sizes if getattr(found, name) != getattr(fresh, name)]
+        if rebuild:
+            return found if found.rebuilding and not changed else None
+        if changed:
+            raise InputError(
+                f"{self.folder}: holds shards of another plan (differs in {', '.join(changed)})"
+                "\n  fix: --rebuild to start over, or another shards.path"
+            )
+        return found
 
     def _verify(self, manifest: Manifest, *, repair: bool) -> list[int]:
         broken = []
@@ -200,17 +248,29 @@ class Builder:
             broken.append(number)
         return broken
 
-    def _repair(self, manifest: Manifest, shard: int) -> Manifest:
-        blocks = [
-            self._encode(self._draw(batch, manifest)) for batch in manifest.shard_batches(shard)
-        ]
+    def _repair(
+        self, manifest: Manifest, shard: int, *, progress: Progress, stop: Stop
+    ) -> Manifest:
+        name, batches = shard_name(shard), manifest.shard_batches(shard)
+        blocks: list[Block] = []
+        for batch in batches:
+            self._heed(stop, manifest)
+            progress(f"repairing {name}", len(blocks), len(batches))
+            blocks.append(self._encode(self._draw(batch, manifest)))
         content = to_bytes(join(blocks))
-        entry = describe(shard_name(shard), content, positions=manifest.shard_range(shard))
-        write_whole(self.folder / entry.file, content)
+        entry = describe(name, content, positions=manifest.shard_range(shard))
+        write_whole(self.folder / name, content)
         shards = (*manifest.shards[:shard], entry, *manifest.shards[shard + 1 :])
         repaired = manifest.with_files(shards=shards)
         write_manifest(self.folder, repaired)
         return repaired
+
+    def _heed(self, stop: Stop, manifest: Manifest) -> None:
+        if stop():
+            raise Preempted(
+                f"{self.folder}: stopped at {manifest.built} of {manifest.samples} samples"
+                "\n  to continue: run the same command"
+            )
 
     def _run(
         self, manifest: Manifest, summary: Summary, *, progress: Progress, stop: Stop
@@ -224,11 +284,7 @@ class Builder:
         pace = _Pace(started)
         try:
             for _ in range(first, manifest.batch_count):
-                if stop():
-                    raise Preempted(
-                        f"{self.folder}: stopped at {manifest.built} of {manifest.samples} samples"
-                        "\n  to continue: run the same command"
-                    )
+                self._heed(stop, manifest)
                 waited = time.monotonic()
                 drawn = ahead.take()
                 summary.wait_seconds += time.monotonic() - waited
@@ -326,7 +382,7 @@ class Builder:
             "bytes": entry.bytes, "encode_seconds": round(summary.encode_seconds, 3),
             "wait_seconds": round(summary.wait_seconds, 3), "cache_hits": self.cache.hits,
         }  # fmt: skip
-        with (self.folder / LOG).open("a", encoding="utf-8") as file:
+        with (self.folder / BUILD_LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
@@ -389,13 +445,5 @@ class _Ahead:
         return False
 
 
-def clear(folder: Path) -> None:
-    """Remove shards, batches and manifest; the cache stays. The manifest goes first."""
-    (folder / "manifest.json").unlink(missing_ok=True)
-    for file in (*folder.glob("*.safetensors"), *folder.glob(".*.tmp"), folder / LOG):
-        file.unlink(missing_ok=True)
-
-
-def clear_cache(folder: Path) -> None:
-    """Remove the cache as well."""
-    shutil.rmtree(folder / CACHE, ignore_errors=True)
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content

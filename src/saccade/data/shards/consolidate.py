@@ -1,8 +1,8 @@
 """The files of a shard folder: batches as tensors, joined into consolidated shards, taken apart.
 
 Tensors flow in and become the bytes of a safetensors file, the same bytes for the same tensors;
-ids ride in the file's metadata. Batches that belong to one shard are joined in order. Whether a
-file is sound is the manifest's to say (`manifest.py`).
+ids ride in the file's metadata. Batches that belong to one shard are joined in order; single rows
+are read without the rest. Whether a file is sound is the manifest's to say (`manifest.py`).
 
 Tensors of n samples: positions [n] (int64), kinds [n] (uint8, names in the manifest), inputs and
 targets [n, symbols] (int16), sketches [n, K, D], children [n, K, C, D] and tokens [n, T, D] (half
@@ -12,10 +12,12 @@ precision; the last two if kept).
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
@@ -26,6 +28,9 @@ from saccade.data.samples import DataError
 from saccade.data.shards.manifest import Entry, fault
 
 METADATA = "saccade"
+LENGTH_BYTES = 8
+"""The length of a safetensors header, which stands before it."""
+DTYPES = {"I64": torch.int64, "I16": torch.int16, "U8": torch.uint8, "F16": torch.float16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +40,48 @@ class Block:
     ids: list[str]
     tensors: dict[str, Tensor]
 
+
+class RowFile:
+    """Rows of a listed file that is known to be sound, read one at a time."""
+
+    def __init__(self, folder: Path, entry: Entry) -> None:
+        self.path = folder / entry.file
+        with self.path.open("rb") as file:
+            self._identity = _identity(os.fstat(file.fileno()))
+            length = int.from_bytes(self._read(file, 0, LENGTH_BYTES), "little")
+            header = json.loads(self._read(file, LENGTH_BYTES, length))
+        self.ids: list[str] = json.loads(header.pop("__metadata__")[METADATA])["ids"]
+        self._start, self._tensors = LENGTH_BYTES + length, header
+
+    def unchanged(self) -> bool:
+        """Whether the file is still the one that was found sound."""
+        try:
+            return _identity(self.path.stat()) == self._identity
+        except OSError:
+            return False
+
     def row(self, index: int) -> dict[str, Any]:
         """One sample: `id` and a tensor per name."""
-        return {"id": self.ids[index], **{name: one[index] for name, one in self.tensors.items()}}
+        with self.path.open("rb", buffering=0) as file:
+            tensors = {name: self._tensor(file, name, index) for name in self._tensors}
+        return {"id": self.ids[index], **tensors}
+
+    def _tensor(self, file: IO[bytes], name: str, index: int) -> Tensor:
+        about = self._tensors[name]
+        dtype, shape = DTYPES[about["dtype"]], about["shape"][1:]
+        size = dtype.itemsize * math.prod(shape)
+        content = self._read(file, self._start + about["data_offsets"][0] + index * size, size)
+        return torch.frombuffer(bytearray(content), dtype=dtype).reshape(shape)
+
+    def _read(self, file: IO[bytes], start: int, size: int) -> bytes:
+        content = os.pread(file.fileno(), size, start)
+        if len(content) != size:
+            raise damaged(self.path, "it was cut short while it was read")
+        return content
+
+
+def _identity(about: os.stat_result) -> tuple[int, int, int]:
+    return about.st_ino, about.st_size, about.st_mtime_ns
 
 
 def to_bytes(block: Block) -> bytes:
@@ -67,7 +111,8 @@ def damaged(path: Path, problem: str) -> DataError:
     return DataError(
         f"the shard is damaged: {problem}",
         where=str(path),
-        fix="rebuild it with `saccade data build shards --repair`",
+        fix="build it again with `saccade data build shards --repair`; data.on_error=skip trains"
+        " without it",
     )
 
 

@@ -4,7 +4,8 @@ A build writes `manifest.json` after every file it finished; readers follow it. 
 shards were made from (`plan`: any difference is another build), how many samples there will be, and
 for every file its samples, size and SHA-256. What is not listed does not exist: a file that a kill
 left behind is written again. Sample p lies in batch p // batch_size and in shard
-p // (batch_size * batches_per_shard), so places are known before anything is built.
+p // (batch_size * batches_per_shard), so places are known before anything is built. Files that are
+not of a builder's making are never touched, and a folder of such files is refused.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,10 +25,18 @@ from typing import Any
 from saccade.config.errors import InputError, OutsideError
 from saccade.data.samples import DataError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+HELD_OUT = "held_out.bin"
 LOCK = ".building"
-LOCK_SECONDS, LOCK_POLL_SECONDS = 10.0, 0.05
+BUILD_LOG = "build.jsonl"
+OUTPUT_LOG = "builder.log"
+CACHE = "cache"
+SHARD_FILES = re.compile(r"(batch_\d{5,}|consolidated_\d{3,})\.safetensors")
+"""Names of the files that hold samples; nothing else is ever removed, but what stands beside."""
+BESIDE = (MANIFEST, HELD_OUT, BUILD_LOG)
+LOCK_SECONDS, LOCK_POLL_SECONDS = 30.0, 0.05
+"""How long a builder waits for another to end: longer than one whose parent is gone goes on."""
 CHUNK_BYTES = 1 << 20
 
 
@@ -52,6 +62,8 @@ class Manifest:
     batches_per_shard: int
     shards: tuple[Entry, ...] = ()
     batches: tuple[Entry, ...] = ()
+    rebuilding: bool = False
+    """Whether this build replaces another and is not finished."""
     format: int = field(default=FORMAT)
 
     @property
@@ -97,11 +109,12 @@ class Manifest:
         self, *, shards: tuple[Entry, ...] | None = None, batches: tuple[Entry, ...] | None = None
     ) -> Manifest:
         """The same build with other files."""
-        return replace(
+        changed = replace(
             self,
             shards=self.shards if shards is None else shards,
             batches=self.batches if batches is None else batches,
         )
+        return replace(changed, rebuilding=self.rebuilding and not changed.complete)
 
 
 def batch_name(batch: int) -> str:
@@ -192,24 +205,88 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [key for key in {**old, **new} if old.get(key) != new.get(key)]
 
 
+def is_ours(name: str) -> bool:
+    """Whether a builder makes files of this name."""
+    if name.startswith(".") and name.endswith(".tmp"):
+        name = name[1:-4]
+    ours = (*BESIDE, LOCK, OUTPUT_LOG, CACHE)
+    return name in ours or SHARD_FILES.fullmatch(name) is not None
+
+
+def litter(folder: Path) -> list[Path]:
+    """Files of samples, and what writing left aside when it was killed."""
+    made = (*folder.glob("*.safetensors"), *folder.glob(".*.tmp"))
+    return [
+        file
+        for file in made
+        if SHARD_FILES.fullmatch(file.name) or (file.name.endswith(".tmp") and is_ours(file.name))
+    ]
+
+
+def clear(folder: Path) -> None:
+    """Remove shards, batches and manifest; the cache stays. The manifest goes first."""
+    for name in BESIDE:
+        (folder / name).unlink(missing_ok=True)
+    for file in litter(folder):
+        file.unlink(missing_ok=True)
+
+
+def refuse_other_folder(folder: Path) -> None:
+    """Raise InputError for a folder that holds something and is not a folder of shards."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: this is a file\n  fix: a folder of its own as shards.path")
+    if not folder.is_dir() or _has_manifest(folder):
+        return
+    others = sorted(file.name for file in folder.iterdir() if not is_ours(file.name))
+    if (folder / MANIFEST).exists() and _is_json(folder / MANIFEST):
+        others.insert(0, MANIFEST)  # somebody else's
+    if others:
+        raise InputError(
+            f"{folder}: this is no folder of shards: there is no manifest of them, but"
+            f" {', '.join(others[:3])}{' and more' if others[3:] else ''}"
+            "\n  fix: a folder of its own as shards.path"
+        )
+
+
+def _has_manifest(folder: Path) -> bool:
+    try:
+        found = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"plan", "batches", "batches_per_shard"} <= set(found)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
+
+
 @contextmanager
 def builder_lock(folder: Path) -> Iterator[None]:
     """Hold the folder as its only builder; a kill lets go of it.
 
-    Waits a little first: a reader looks through the same lock, and a builder whose parent was
-    killed finishes its batch.
+    Refuses a folder that is not one of shards before anything in it is touched. Waits for another
+    builder to end, since one whose parent was killed finishes its batch.
     """
+    refuse_other_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         deadline = time.monotonic() + LOCK_SECONDS
         while not _locked(descriptor):
             if time.monotonic() >= deadline:
+                owner = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
                 raise InputError(
-                    f"{folder}: another process is building here"
-                    "\n  fix: wait for it, or choose another shards.path"
+                    f"{folder}: another process (pid {owner or 'unknown'}) is building here, still"
+                    f" after {LOCK_SECONDS:.0f} s"
+                    "\n  fix: wait for it or stop it, or choose another shards.path"
                 )
             time.sleep(LOCK_POLL_SECONDS)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)

@@ -1,83 +1,29 @@
-"""Read shards in an order that is known beforehand, also while they are still being built.
+"""Read samples of shards by their position, also while they are still being built.
 
-A shard folder and a seed flow in, samples flow out. In the first epoch shards come in the order in
-which they are built, so training starts with the first one; later epochs shuffle them; within a
-shard samples are always shuffled. The order is a pure function of (seed, position), whatever the
-builder's pace, so a position is all there is to save, and each sample comes once per epoch. A shard
-that is not there yet is waited for while a builder is alive. A damaged one is named; it is left out
-only if told. At most two shards are in memory.
+A shard folder flows in, samples flow out, one row of a file at a time: no shard is ever held in
+memory. A shard that is not there yet is waited for while a builder is alive. A shard's checksum is
+compared once, when it is first read; a damaged one is named. Left out: in which order samples are
+read, and which (`puzzles.py`).
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset
 
 from saccade.config.errors import InputError, OutsideError
-from saccade.data.samples import DataError
-from saccade.data.shards.consolidate import Block, read_block
-from saccade.data.shards.manifest import Manifest, is_building, read_manifest
+from saccade.data.shards.consolidate import RowFile, damaged
+from saccade.data.shards.manifest import Manifest, fault, is_building, read_manifest
 
-SHARDS_IN_MEMORY = 2
+FILES_KNOWN = 32
+"""Files whose list of ids is remembered."""
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 30.0
-
-log = logging.getLogger(__name__)
-
-
-class ShardOrder:
-    """The endless order of positions; `take` is what `training.batches.SampleOrder` offers."""
-
-    def __init__(self, manifest: Manifest, *, seed: int) -> None:
-        self.manifest = manifest
-        self.size = manifest.samples
-        self.seed = seed
-        self._shard: tuple[int, int, np.ndarray] | None = None
-        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
-
-    def take(self, start: int, count: int) -> list[int]:
-        """Sample positions at places [start, start + count)."""
-        taken: list[int] = []
-        while len(taken) < count:
-            epoch, offset = divmod(start + len(taken), self.size)
-            shard, within = self._find(epoch, offset)
-            rows = self.shard_rows(epoch, shard)
-            taken += rows[within : within + count - len(taken)].tolist()
-        return taken
-
-    def shards(self, epoch: int) -> np.ndarray:
-        """Shards in the order of one epoch."""
-        return self._bounds(epoch)[0]
-
-    def shard_rows(self, epoch: int, shard: int) -> np.ndarray:
-        """One shard's positions in the order of one epoch."""
-        if self._shard is None or self._shard[:2] != (epoch, shard):
-            positions = self.manifest.shard_range(shard)
-            rng = np.random.default_rng([self.seed, epoch, shard])
-            self._shard = epoch, shard, positions.start + rng.permutation(len(positions))
-        return self._shard[2]
-
-    def _find(self, epoch: int, offset: int) -> tuple[int, int]:
-        """The shard at a place of an epoch, and the place within it."""
-        shards, ends = self._bounds(epoch)
-        number = int(np.searchsorted(ends, offset, side="right"))
-        return int(shards[number]), offset - (int(ends[number - 1]) if number else 0)
-
-    def _bounds(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        if self._epoch is None or self._epoch[0] != epoch:
-            shards = np.arange(self.manifest.shard_count)
-            if epoch:
-                shards = np.random.default_rng([self.seed, epoch]).permutation(shards)
-            sizes = [len(self.manifest.shard_range(int(shard))) for shard in shards]
-            self._epoch = epoch, shards, np.cumsum(sizes)
-        return self._epoch[1], self._epoch[2]
 
 
 class ShardReader(Dataset[dict[str, Any]]):
@@ -89,11 +35,11 @@ class ShardReader(Dataset[dict[str, Any]]):
         *,
         patience_s: float = PATIENCE_SECONDS,
         poll_s: float = POLL_SECONDS,
-        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.folder = folder
-        self.patience_s, self.poll_s, self.stop = patience_s, poll_s, stop
-        self._blocks: OrderedDict[int, Block] = OrderedDict()
+        self.patience_s, self.poll_s = patience_s, poll_s
+        self._files: OrderedDict[int, RowFile] = OrderedDict()
+        self._faults: dict[int, str | None] = {}
         self.manifest = self._wait(lambda found: found is not None, what="the manifest")
 
     def __len__(self) -> int:
@@ -103,32 +49,48 @@ class ShardReader(Dataset[dict[str, Any]]):
         if not 0 <= position < len(self):
             raise IndexError(position)
         shard, row = divmod(position, self.manifest.shard_size)
-        return self.block(shard).row(row)
+        return self._file(shard).row(row)
 
     def kind(self, sample: dict[str, Any]) -> str:
         """Name of the source a sample came from."""
         return str(self.manifest.about["kinds"][int(sample["kinds"])])
 
-    def ready(self, shard: int) -> bool:
-        """Whether a shard is there now."""
-        if shard >= len(self.manifest.shards):
-            self.manifest = read_manifest(self.folder) or self.manifest
-        return shard < len(self.manifest.shards)
+    def fault(self, shard: int) -> str | None:
+        """What is wrong with a finished shard, or None; its checksum is compared once."""
+        if shard not in self._faults:
+            self._faults[shard] = fault(self.folder, self.manifest.shards[shard])
+        return self._faults[shard]
 
-    def block(self, shard: int) -> Block:
-        """A whole shard, verified when it is read; raises `DataError` naming a damaged one."""
-        if shard in self._blocks:
-            self._blocks.move_to_end(shard)
-            return self._blocks[shard]
-        if not self.ready(shard):
-            self.manifest = self._wait(
-                lambda found: found is not None and shard < len(found.shards),
-                what=f"shard {shard + 1} of {self.manifest.shard_count}",
+    def _file(self, shard: int) -> RowFile:
+        """A shard's file; raises `DataError` naming a damaged one."""
+        known = self._files.pop(shard, None)
+        if known is not None and known.unchanged():
+            self._files[shard] = known
+            return known
+        if known is not None:  # built again meanwhile
+            del self._faults[shard]
+        if known is not None or shard >= len(self.manifest.shards):
+            self._follow(shard)
+        entry, problem = self.manifest.shards[shard], self.fault(shard)
+        if problem is not None:
+            raise damaged(self.folder / entry.file, problem)
+        while len(self._files) >= FILES_KNOWN:
+            self._files.popitem(last=False)
+        self._files[shard] = RowFile(self.folder, entry)
+        return self._files[shard]
+
+    def _follow(self, shard: int) -> None:
+        """Wait until a shard is there."""
+        before = self.manifest
+        self.manifest = self._wait(
+            lambda found: found is not None and shard < len(found.shards),
+            what=f"shard {shard + 1} of {before.shard_count}",
+        )
+        if self.manifest.plan != before.plan or self.manifest.shard_size != before.shard_size:
+            raise InputError(
+                f"{self.folder}: other shards were built here while these were read"
+                "\n  fix: build each plan in a shards.path of its own"
             )
-        while len(self._blocks) >= SHARDS_IN_MEMORY:
-            self._blocks.popitem(last=False)
-        self._blocks[shard] = read_block(self.folder, self.manifest.shards[shard])
-        return self._blocks[shard]
 
     def _wait(self, enough: Callable[[Manifest | None], bool], *, what: str) -> Manifest:
         alone_since = None
@@ -141,8 +103,6 @@ class ShardReader(Dataset[dict[str, Any]]):
                 return found
             now = time.monotonic()
             alone_since = None if alive else (alone_since if alone_since is not None else now)
-            if self.stop():
-                raise InterruptedError(f"stopped while waiting for {what} in {self.folder}")
             if alone_since is not None and now - alone_since >= self.patience_s:
                 raise self._nobody_builds(found, what=what)
             time.sleep(self.poll_s)
@@ -158,69 +118,3 @@ class ShardReader(Dataset[dict[str, Any]]):
             f" ({found.built} of {found.samples} samples are built)"
             "\n  fix: continue it with `saccade data build shards`, then run this again"
         )
-
-
-class ShardStream(IterableDataset[dict[str, Any]]):
-    """Samples from a position on, for `epochs` epochs; the position can be saved and set.
-
-    `rank` of `world` takes every `world`-th sample. The position counts samples of all ranks, and
-    names the next one: saved after a sample was used, nothing is lost or repeated.
-    """
-
-    def __init__(
-        self,
-        reader: ShardReader,
-        *,
-        seed: int,
-        epochs: int = 1,
-        rank: int = 0,
-        world: int = 1,
-        on_damage: Literal["stop", "skip"] = "stop",
-    ) -> None:
-        self.reader = reader
-        self.order = ShardOrder(reader.manifest, seed=seed)
-        self.epochs, self.rank, self.world = epochs, rank, world
-        self.on_damage = on_damage
-        self.position = 0
-        self.skipped: list[str] = []
-        """Files left out, as they were met."""
-
-    def state_dict(self) -> dict[str, int]:
-        """What must be saved to continue."""
-        return {"position": self.position, "seed": self.order.seed, "samples": self.order.size}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue where another stream stopped; raises InputError for another order."""
-        mine = self.state_dict()
-        for name in ("seed", "samples"):
-            if state[name] != mine[name]:
-                raise InputError(
-                    f"{self.reader.folder}: the saved position belongs to {name} {state[name]}, not"
-                    f" {mine[name]}\n  fix: read the same shards with the same seed"
-                )
-        self.position = state["position"]
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        if get_worker_info() is not None:
-            raise ValueError("a stream has one position: read it with training.workers=0")
-        while self.position < self.epochs * self.order.size:
-            (sample,) = self.order.take(self.position, 1)
-            shard = sample // self.reader.manifest.shard_size
-            try:
-                mine = self.position % self.world == self.rank
-                row = self.reader[sample] if mine else None
-            except DataError as error:
-                if self.on_damage == "stop":
-                    raise
-                self._leave_out(shard, error)
-                continue
-            self.position += 1
-            if row is not None:
-                yield row
-
-    def _leave_out(self, shard: int, error: DataError) -> None:
-        log.warning("%s: %s; its samples are left out", error.where, error.problem)
-        self.skipped.append(Path(error.where).name)
-        epoch, offset = divmod(self.position, self.order.size)
-        _, within = self.order._find(epoch, offset)
-        self.position += len(self.order.manifest.shard_range(shard)) - within

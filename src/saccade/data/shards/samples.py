@@ -18,6 +18,7 @@ from PIL import Image
 
 from saccade.data import streams
 from saccade.data.grids import canvas
+from saccade.data.shards.held_out import Contents
 
 FIRST_BYTE = canvas.VOCABULARY
 VOCABULARY = FIRST_BYTE + 256
@@ -48,6 +49,10 @@ class ShardSamples(Protocol):
         """Most symbols of an input and of a target."""
         ...
 
+    def contents(self) -> Contents:
+        """A number per sample, equal for samples of one task, document or picture."""
+        ...
+
     def fingerprint(self) -> str:
         """Equal for equal samples."""
         ...
@@ -62,12 +67,6 @@ def byte_tokens(content: bytes, *, limit: int) -> Tokens:
     """Bytes as symbols, at most `limit`; EOS follows where room is left."""
     plain = streams.encode(content[:limit]) - streams.FIRST_BYTE + FIRST_BYTE
     return np.append(plain, np.int16(canvas.EOS)) if len(plain) < limit else plain
-
-
-def tokens_to_bytes(tokens: NDArray[np.integer]) -> bytes:
-    """Symbols back to bytes; PAD, EOS and colours vanish."""
-    kept = np.asarray(tokens)
-    return (kept[kept >= FIRST_BYTE] - FIRST_BYTE).astype(np.uint8).tobytes()
 
 
 def pad(tokens: Tokens, *, width: int) -> Tokens:

@@ -1,13 +1,13 @@
-"""When to stop thinking about a sample: in training, and when answering.
+"""When to stop thinking about a sample in training.
 
 Halting scores and step counts flow in; which slots are done flows out. In training a slot is done
 after `max_steps`, or as soon as its score is above 0 (it believes to be right), unless exploration
 makes it go on: at every step, with a small chance, a minimum is drawn that the steps must have
 reached. The draws are a function of (seed, step, slot), so they do not depend on how a step is cut
-into batches and processes. When answering nothing stops, so that a batch stays aligned; `halts_at`
-tells afterwards where each sample would have stopped. Left out: learned Q-values.
+into batches and processes. Left out: learned Q-values, and where a sample would have stopped when
+answering (`scoring/grids.py`); nothing stops there, so that a batch stays aligned.
 
-Shapes: B slots, G slots of all processes, N steps.
+Shapes: B slots, G slots of all processes.
 """
 
 from __future__ import annotations
@@ -34,10 +34,3 @@ def halted(steps_B: Tensor, halt_B: Tensor, least_B: Tensor, *, max_steps: int) 
     if max_steps > 1:
         done_B = (done_B | (halt_B > 0)) & (steps_B >= least_B)
     return done_B
-
-
-def halts_at(halt_NB: Tensor) -> Tensor:
-    """[B]: the step, from 1, at which a sample first believes to be right; else the last."""
-    sure_NB = halt_NB > 0
-    first_B = sure_NB.int().argmax(0) + 1
-    return torch.where(sure_NB.any(0), first_B, halt_NB.shape[0])

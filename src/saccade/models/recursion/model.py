@@ -39,14 +39,16 @@ WEIGHTS, CARD = "model.safetensors", "recursion.json"
 
 @dataclass(frozen=True)
 class Geometry:
-    """The size of a task: cells of a sample, different tokens, different puzzles, and capsules
-    (vectors of a picture, in front of the cells) with their width."""
+    """The size of a task: cells of a sample, different tokens, different puzzles, capsules
+    (vectors of a picture, in front of the cells) with their width, and a digest that tells which
+    puzzles they are, in order (empty where all share one embedding)."""
 
     length: int
     vocabulary: int
     puzzles: int = 1
     capsules: int = 0
     capsule_width: int = 0
+    identities: str = ""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def trace(
     answers_BNL = torch.stack(answers, 1).cpu().numpy().astype(np.int16)
     hits_BN, halts_BN = torch.stack(hits, 1), torch.stack(halts, 1)
     right_BN = (hits_BN == supervised_B[:, None]).tolist()
-    cells_BN = (hits_BN / supervised_B.clamp(min=1)[:, None]).tolist()
+    cells_BN = (hits_BN.double() / supervised_B.clamp(min=1)[:, None]).tolist()
     changes_BN = torch.stack(changes, 1).tolist()
     values_BN = torch.stack(values, 1).tolist() if values else [[]] * len(right_BN)
     return [

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from saccade.config.errors import InputError
-from saccade.config.schema import Config, TrainingConfig
+from saccade.config.grids import ArcSource
+from saccade.config.schema import Config, DataConfig, TrainingConfig
 from saccade.data.generate.puzzles import CAPSULES, INPUT, PUZZLE, TARGET, PuzzleSource
 from saccade.data.samples import Sample
 from saccade.data.sources import SampleSource, open_source
@@ -45,6 +46,7 @@ from saccade.training.averages import WeightAverage
 from saccade.training.batches import SampleOrder, Share
 from saccade.training.checkpoints import Writer
 from saccade.training.gradients import GroupReport
+from saccade.training.guards import unwrapped
 from saccade.training.recipes.reading import (
     asks_ahead,
     read_all,
@@ -66,6 +68,8 @@ class RecursionRecipe:
         self.source = puzzle_source(open_source(config.data.train), key="data.train")
         refuse_unless_causal(self.settings, self.source)
         self.geometry = geometry_of(self.source)
+        if self.settings.puzzle_prefix and differing_keys(config.data):
+            refuse_other_puzzles(self.geometry, open_source(config.data.eval), data=config.data)
         self.model = build_model(config, self.geometry).to(pick_device(config.model))
         self.average = WeightAverage(self.model, decay=self.settings.ema_decay)
         self.slots = Slots(self.model, share=Share(config.training.batch_size, 1, 1, 0))
@@ -222,10 +226,10 @@ class RecursionRecipe:
             "count": min(limit, len(source)), "steps": self.settings.eval_steps,
             "batch_size": self.config.eval.batch_size,
         }  # fmt: skip
-        reads = asks_ahead(self.source)
+        reads, data = asks_ahead(self.source), self.config.data
         with self.averaged():
             read = read_all(self.model, source, **wanted) if reads else []
-            traced = [] if reads else answer_all(self.model, source, **wanted)
+            traced = [] if reads else answer_all(self.model, source, data=data, **wanted)
         self.model.train()
         if reads:
             return reading_metrics(read)
@@ -312,8 +316,42 @@ def puzzle_source(source: Any, *, key: str) -> Any:
 
 def geometry_of(source: PuzzleSource) -> Geometry:
     """The model's size as the source wants it."""
-    capsules = getattr(source, "capsules", (0, 0))
-    return Geometry(source.length, source.vocabulary, source.identities, *capsules)
+    capsules, width = getattr(source, "capsules", (0, 0))
+    digest = getattr(source, "digest", "")
+    return Geometry(source.length, source.vocabulary, source.identities, capsules, width, digest)
+
+
+def differing_keys(data: DataConfig) -> list[str]:
+    """Keys that decide which puzzles there are, and differ between training and measuring."""
+    train, held_out = data.train, data.eval
+    if not isinstance(train, ArcSource) or not isinstance(held_out, ArcSource):
+        return []
+    names = [name for name in ArcSource.model_fields if name != "split"]
+    return [name for name in names if getattr(train, name) != getattr(held_out, name)]
+
+
+def refuse_other_puzzles(
+    geometry: Geometry, source: Any, *, data: DataConfig | None = None
+) -> None:
+    """Raise InputError where puzzles would be asked under the embeddings of others."""
+    told = geometry.identities or geometry.puzzles == 1  # else a model from before this was noted
+    if not told or getattr(unwrapped(source), "digest", "") == geometry.identities:
+        return
+    names = differing_keys(data) if data is not None else []
+    keys = ", ".join(f"data.eval.{name}" for name in names) or "data.eval"
+    trained = [f"data.eval.{name}={typed(getattr(data.train, name))}" for name in names if data]
+    raise InputError(
+        f"{keys}: these are other puzzles than those trained on; each of those has an embedding of"
+        " its own, and these would be asked under the embeddings of others\n  fix:"
+        f" {' '.join(trained) or 'ask the puzzles of data.train'} (`--limit` asks fewer of them)"
+    )
+
+
+def typed(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(typed, value))}]"
+    return "null" if value is None else str(value)
 
 
 def collate_puzzles(samples: list[Sample], *, geometry: Geometry) -> dict[str, Tensor]:
@@ -347,9 +385,15 @@ def answer_all(
     count: int,
     steps: int,
     batch_size: int,
+    data: DataConfig | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[tuple[Sample, Traced]]:
-    """Think about the first `count` samples of a source; they are read one at a time."""
+    """Think about the first `count` samples of a source; they are read one at a time.
+
+    Raises InputError where they are other puzzles than the model has embeddings for.
+    """
+    if model.puzzle is not None:
+        refuse_other_puzzles(model.geometry, source, data=data)
     device = next(model.parameters()).device
     found: list[tuple[Sample, Traced]] = []
     for start in range(0, count, batch_size):
@@ -366,6 +410,12 @@ def _refuse_what_cannot_be(config: Config) -> None:
         raise InputError(
             f"training.workers={config.training.workers}: which puzzle comes next is known only"
             " when a slot is done, so nothing can be loaded ahead\n  fix: training.workers=0"
+        )
+    if config.training.gradient_checkpointing:
+        raise InputError(
+            "training.gradient_checkpointing=true: only a language model's layers are computed"
+            " again, and this recipe has none\n  fix: leave it out; less memory take"
+            " recursion.inner_cycles or training.batch_size, with training.accumulation"
         )
     if config.training.parallel == "fsdp":
         raise InputError(

@@ -22,7 +22,14 @@ from torch.nn import functional
 
 from saccade.config.errors import InputError
 from saccade.config.schema import Config
-from saccade.data.generate.logic import BEGIN, EQUALS, QUESTION, STEPS, LogicQuestions
+from saccade.data.generate.logic import (
+    BEGIN,
+    EQUALS,
+    FIRST,
+    QUESTION,
+    STEPS,
+    LogicQuestions,
+)
 from saccade.data.samples import Sample
 from saccade.data.sources import SampleSource, open_source
 from saccade.models.backbone import pick_device
@@ -32,6 +39,7 @@ from saccade.models.recursion.extras.thoughts import (
     layout_of,
     stage_at,
 )
+from saccade.training.guards import unwrapped
 from saccade.training.rundir import RunDir
 from saccade.training.state import load_weights
 
@@ -43,6 +51,11 @@ class ThoughtsRecipe:
     """What the training loop needs to know about `thoughts`."""
 
     def __init__(self, config: Config) -> None:
+        if config.training.gradient_checkpointing:
+            raise InputError(
+                "training.gradient_checkpointing=true: nothing is computed again in this recipe"
+                "\n  fix: leave it out"
+            )
         self.config, self.settings = config, config.thoughts
         self.source = logic_source(open_source(config.data.train), key="data.train")
         self.steps = self.source.source.steps
@@ -132,7 +145,16 @@ def written(steps_BN: Tensor, layout: Layout) -> Tensor:
 
 
 def answers(model: ThoughtModel, source: SampleSource, *, count: int) -> list[dict[str, Any]]:
-    """What the model says about the first `count` questions, in the layout of the last stage."""
+    """What the model says about the first `count` questions, in the layout of the last stage.
+
+    Raises InputError where they are about more things than the model knows.
+    """
+    asked = logic_source(unwrapped(source), key="data.eval").source.things
+    if FIRST + asked > model.vocabulary:
+        raise InputError(
+            f"data.eval.things={asked}: the model knows {model.vocabulary - FIRST} things"
+            f"\n  fix: data.eval.things={model.vocabulary - FIRST}"
+        )
     device, found = next(model.parameters()).device, list[dict[str, Any]]()
     for start in range(0, count, BATCH):
         samples = [source[i] for i in range(start, min(start + BATCH, count))]
