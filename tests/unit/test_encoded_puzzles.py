@@ -20,10 +20,12 @@ from saccade.data.shards.manifest import Entry, fault
 from saccade.data.shards.puzzles import LETTERS, EncodedPuzzles
 from saccade.data.shards.reader import ShardReader
 from saccade.data.shards.samples import FIRST_BYTE, VOCABULARY
+from saccade.evaluation.thinking import evaluate_thinking
 from saccade.training.batches import order_of
 from saccade.training.events import read_events, step_series
 from saccade.training.recipes.recursion import RecursionRecipe
 from saccade.training.run import train
+from saccade.training.rundir import RunDir
 from tests.toy_shards import builder, config, encoded
 
 
@@ -205,6 +207,8 @@ def test_a_training_that_skips_goes_on_without_a_damaged_shard(damaged: Path, fo
     assert len(warned) == 1
     seen = {one for event in step_series(events) for one in event["sample_ids"]}
     assert len(seen) > 30 and not seen & ids_of(folder, 1)
+    measured = evaluate_thinking(RunDir(damaged.parent / "recursion"))
+    assert len(measured["left_out"]) == 1 and "consolidated_001" in measured["left_out"][0]
 
 
 def test_symbols_of_the_question_stand_in_the_cells_when_asked_for(folder: Path) -> None:

@@ -160,6 +160,12 @@ def open_source(source: Source) -> SampleSource:
     return _table_source(arrow.open_hub(source), source)
 
 
+def leave_out_broken(source: SampleSource) -> list[str]:
+    """Leave out what a source finds broken before anything is read of it; says what that is."""
+    known = getattr(source, "leave_out_broken", None)
+    return [] if known is None else known()
+
+
 def infer_source(path: Path) -> Source:
     """Guess the source a path stands for, from its ending or from what the folder holds."""
     if path.is_dir():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from saccade.config.errors import InputError
 from saccade.data.generate.puzzles import IGNORED, TARGET, as_text
 from saccade.data.grids.source import ArcPuzzles
-from saccade.data.sources import open_source
+from saccade.data.sources import leave_out_broken, open_source
 from saccade.evaluation.load import Progress, fingerprint, no_progress, weights_folder
 from saccade.evaluation.records import write_json
 from saccade.evaluation.statistics import wilson_interval
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from saccade.data.samples import Sample
     from saccade.models.recursion.model import RecursiveModel
     from saccade.models.recursion.trace import Traced
+
+LOGGER = logging.getLogger(__name__)
 
 DECIMALS = 5
 SHOWN_AT = (1, 4)
@@ -58,6 +61,9 @@ def evaluate_thinking(
     folder = weights_folder(run, checkpoint=checkpoint)
     model = load_thinker(run, folder)
     source = puzzle_source(open_source(config.data.eval), key="data.eval")
+    broken = leave_out_broken(source) if config.data.on_error == "skip" else []
+    for problem in broken:
+        LOGGER.warning(problem)
     if asks_ahead(source):
         raise InputError(
             "data.eval: text has no answers that are right or wrong, so rules of halting and extras"
@@ -73,6 +79,8 @@ def evaluate_thinking(
     details: dict[str, Any] = {
         "recipe": config.recipe, "model": fingerprint(folder), "data": source.fingerprint(),
     }  # fmt: skip
+    if broken:
+        details["left_out"] = broken
     if isinstance(source, ArcPuzzles):
         details["voting"] = vote(run, source, found)
     return _write(run, rows, details)

@@ -22,7 +22,7 @@ from rich.console import Console
 from saccade.config.errors import FULL, InputError, Preempted
 from saccade.config.resolve import Resolved
 from saccade.config.schema import Config
-from saccade.data.sources import SampleSource, open_source
+from saccade.data.sources import SampleSource, leave_out_broken, open_source
 from saccade.training.checkpoints import (
     clean_leftovers,
     disk_full,
@@ -225,9 +225,8 @@ class _Job:
 
     def _without_broken(self, source: SampleSource, watchers: Watchers) -> SampleSource:
         """Where broken samples are skipped, a source that knows them beforehand leaves them out."""
-        leave_out = getattr(source, "leave_out_broken", None)
-        if self.config.data.on_error == "skip" and leave_out is not None:
-            for problem in leave_out():
+        if self.config.data.on_error == "skip":
+            for problem in leave_out_broken(source):
                 watchers.warn(problem)
         return source
 
