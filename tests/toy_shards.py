@@ -58,6 +58,7 @@ def config(folder: Path, **changes: Any) -> ShardsConfig:
     plain: dict[str, Any] = {
         "path": folder, "side": 96, "batch_size": 4, "batches_per_shard": 5, "cache_gb": 0.1,
         "target_tokens": 32, "input_tokens": 32, "sources": [ShardSource(type="scenes", limit=70)],
+        "drawers": 0,
     }  # fmt: skip
     return ShardsConfig(**(plain | changes))
 

@@ -65,7 +65,10 @@ class ShardsConfig(Node):
     batches_per_shard: PositiveInt = 100
     """Batch files that become one consolidated shard; training starts after the first shard."""
     queue_batches: PositiveInt = 4
-    """Batches drawn ahead of the encoder: the bound on memory."""
+    """Batches drawn ahead of the encoder (by each drawer): the bound on memory."""
+    drawers: NonNegativeInt = 1
+    """Processes that draw ahead of the encoder; 0 = a thread, which starts at once, but takes turns
+    with a small encoder."""
     cache_gb: NonNegative = 5.0
     """Most the cache of encoded pictures beside the shards may hold in GB; 0 = none."""
     untrained_encoder: bool = False

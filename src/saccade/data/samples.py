@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,7 @@ class DataError(InputError):
         self.where = where
         self.problem = message
         self.fix = fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # an exception is sent between processes by its arguments, and these are named
+        return partial(DataError, where=self.where, fix=self.fix), (self.problem,)

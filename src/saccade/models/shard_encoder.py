@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,26 @@ from saccade.config.schema import ModelConfig
 from saccade.models.backbone import load_backbone
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """Prepares square pictures of a side with a base model's image processor."""
+
+    images: Any
+    side: int
+    patches: int
+    """Patches of a picture."""
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> list[Tensor]:
+        """Patch rows [N, P] of each picture."""
+        area = self.side**2
+        out = self.images(
+            images=list(pictures),
+            return_tensors="pt",
+            size={"shortest_edge": area, "longest_edge": area},
+        )
+        return list(out["pixel_values"].split(self.patches))
+
+
 class TowerEncoder:
     """Features of a base model's vision tower for pictures of one size."""
 
@@ -32,14 +53,14 @@ class TowerEncoder:
         backbone = load_backbone(config)
         self.name = backbone.name
         self._base = backbone.model
-        self._images = backbone.processor.image_processor
+        images = backbone.processor.image_processor
         self._device = next(backbone.model.parameters()).device
         self.alone = self._device.type == "cpu"
         tower = self._base.model.visual
         if not allow_untrained:
             refuse_untrained(tower, name=config.name)
         merge = int(tower.spatial_merge_size)
-        cell = int(self._images.patch_size) * merge
+        cell = int(images.patch_size) * merge
         if side % cell:
             near = max(cell, round(side / cell) * cell)
             raise InputError(
@@ -49,20 +70,11 @@ class TowerEncoder:
         self.side = side
         self.grid = (side // cell, side // cell)
         self._grid_thw = torch.tensor([[1, side * merge // cell, side * merge // cell]])
+        self.prepare = Pixels(images, side, patches=int(self._grid_thw.prod()))
         self.width = int(tower.config.out_hidden_size)
         self.digest = _digest(self._base, side=side, device=self._device)
         # the language model is not needed from here on
         self._features = self._base.model.get_image_features
-
-    def prepare(self, pictures: Sequence[Image.Image]) -> list[Tensor]:
-        """Patch rows [N, P] of each picture."""
-        area = self.side**2
-        out = self._images(
-            images=list(pictures),
-            return_tensors="pt",
-            size={"shortest_edge": area, "longest_edge": area},
-        )
-        return list(out["pixel_values"].split(int(self._grid_thw.prod())))
 
     @torch.no_grad()
     def encode(self, prepared: Sequence[Tensor]) -> Tensor:

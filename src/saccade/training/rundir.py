@@ -33,7 +33,7 @@ FREE_KEYS = (
     "training.eval_samples", "training.log_every", "training.workers", "training.threads",
     "training.batch_size", "training.accumulation", "training.parallel",
     "training.gradient_checkpointing", "selector.feature_cache", "selector.feature_cache_gb",
-    "launch", "shards.cache_gb", "shards.queue_batches", "recursion.eval_steps",
+    "launch", "shards.cache_gb", "shards.queue_batches", "shards.drawers", "recursion.eval_steps",
     "recursion.halt_confidence", "recursion.noise",
 )  # fmt: skip
 """Keys (and sections) that may change when a run continues: they do not move the weights.

@@ -1,18 +1,16 @@
-"""Build shards: one thread draws ahead, the encoder works, a kill costs one batch at most.
+"""Build shards: someone draws ahead, the encoder works, a kill costs one batch at most.
 
 A `Mixture` and an `Encoder` flow in; `batch_00000.safetensors` and, of every so many batches,
 `consolidated_000.safetensors` flow out, listed in the manifest as they are finished. Which samples
 a batch holds and what its bytes are follows from the plan alone, so a build that was killed at any
-moment and continued ends in the same files as one in peace. Memory is bounded by the queue between
-the two threads and by one shard. Where the encoder comes from is the caller's business.
+moment and continued ends in the same files as one in peace. Memory is bounded by what is drawn
+ahead (`drawing.py`) and by one shard. Where the encoder comes from is the caller's business.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import queue
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -20,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from saccade.config.errors import InputError, Preempted
 from saccade.config.shards import ShardsConfig
 from saccade.data.shards.cache import GB, PictureCache
 from saccade.data.shards.consolidate import Block, damaged, join, read_block, to_bytes
+from saccade.data.shards.drawing import Drawer, Drawn, draw_ahead
 from saccade.data.shards.encode import RULE, Encoder, Pooling
 from saccade.data.shards.estimate import Estimate, check_room, estimate
 from saccade.data.shards.held_out import choose_held_out, to_content
@@ -46,10 +44,9 @@ from saccade.data.shards.manifest import (
     write_manifest,
     write_whole,
 )
-from saccade.data.shards.samples import VOCABULARY, ShardSample, pad
+from saccade.data.shards.samples import VOCABULARY, pad
 from saccade.data.shards.sources import Mixture
 
-POLL_SECONDS = 0.2
 PACE_SECONDS = 5.0
 
 Progress = Callable[[str, int, int], None]
@@ -77,17 +74,6 @@ class Summary:
         return {**asdict(self), "samples_per_second": round(rate, 2)}
 
 
-@dataclass(frozen=True, eq=False)
-class _Drawn:
-    """A batch after drawing: symbols, and per picture its cached tensors or its pixels."""
-
-    batch: int
-    samples: list[ShardSample]
-    keys: list[str]
-    known: dict[int, dict[str, Tensor]]
-    prepared: dict[int, Any]
-
-
 class Builder:
     """One shard folder and what goes into it."""
 
@@ -103,6 +89,9 @@ class Builder:
             self.folder / CACHE, context="|".join(about), shapes=self.features,
             max_bytes=int(config.cache_gb * GB),
         )  # fmt: skip
+        self.draw = Drawer(
+            mixture, self.cache, encoder.prepare, batch_size=config.batch_size, alone=encoder.alone
+        )
 
     def plan(self) -> Manifest:
         """The build before its first batch."""
@@ -256,7 +245,7 @@ class Builder:
         for batch in batches:
             self._heed(stop, manifest)
             progress(f"repairing {name}", len(blocks), len(batches))
-            blocks.append(self._encode(self._draw(batch, manifest)))
+            blocks.append(self._encode(self.draw(batch)))
         content = to_bytes(join(blocks))
         entry = describe(name, content, positions=manifest.shard_range(shard))
         write_whole(self.folder / name, content)
@@ -279,8 +268,10 @@ class Builder:
         manifest = self._join_full(manifest)
         first = len(manifest.shards) * manifest.batches_per_shard + len(manifest.batches)
         first = min(first, manifest.batch_count)
-        ahead = _Ahead(lambda batch: self._draw(batch, manifest), depth=self.config.queue_batches)
-        ahead.start(range(first, manifest.batch_count))
+        ahead = draw_ahead(
+            self.draw, range(first, manifest.batch_count),
+            processes=self.config.drawers, depth=self.config.queue_batches,
+        )  # fmt: skip
         pace = _Pace(started)
         try:
             for _ in range(first, manifest.batch_count):
@@ -295,15 +286,15 @@ class Builder:
         finally:
             ahead.close()
         summary.seconds = time.monotonic() - started
-        summary.cache_hits = self.cache.hits
         summary.complete = manifest.complete
         return summary
 
-    def _finish_batch(self, manifest: Manifest, drawn: _Drawn, summary: Summary) -> Manifest:
+    def _finish_batch(self, manifest: Manifest, drawn: Drawn, summary: Summary) -> Manifest:
         started = time.monotonic()
         block = self._encode(drawn)
         summary.encode_seconds += time.monotonic() - started
         summary.built += len(block.ids)
+        summary.cache_hits += len(drawn.known)
         content = to_bytes(block)
         positions = manifest.batch_range(drawn.batch)
         entry = describe(batch_name(drawn.batch), content, positions=positions)
@@ -333,20 +324,7 @@ class Builder:
             (self.folder / part.file).unlink(missing_ok=True)
         return manifest
 
-    def _draw(self, batch: int, manifest: Manifest) -> _Drawn:
-        """Runs in the thread that is ahead: draws, looks into the cache, prepares pixels."""
-        samples = [self.mixture[position] for position in manifest.batch_range(batch)]
-        pictures = [sample.draw() for sample in samples]
-        keys = [self.cache.key(picture) for picture in pictures]
-        found = {i: self.cache.get(key) for i, key in enumerate(keys)}
-        known = {i: tensors for i, tensors in found.items() if tensors is not None}
-        if not self.encoder.alone and len(known) < len(keys):
-            known = {}  # features may depend on neighbours in their last bits: all or none
-        missing = [i for i in range(len(keys)) if i not in known]
-        prepared = self.encoder.prepare([pictures[i] for i in missing]) if missing else []
-        return _Drawn(batch, samples, keys, known, dict(zip(missing, prepared, strict=True)))
-
-    def _encode(self, drawn: _Drawn) -> Block:
+    def _encode(self, drawn: Drawn) -> Block:
         rows = dict(drawn.known)
         if drawn.prepared:
             tokens_BTD = self.encoder.encode(list(drawn.prepared.values()))
@@ -357,12 +335,12 @@ class Builder:
                 rows[i] = {name: values[row] for name, values in pooled.items()}
                 self.cache.put(drawn.keys[i], rows[i])
         first = drawn.batch * self.config.batch_size
-        positions = range(first, first + len(drawn.samples))
+        positions = range(first, first + len(drawn.ids))
         widths = self.mixture.widths
         kinds = [self.mixture.source_of(position) for position in positions]
         symbols = {
-            "inputs": [pad(sample.inputs, width=widths[0]) for sample in drawn.samples],
-            "targets": [pad(sample.targets, width=widths[1]) for sample in drawn.samples],
+            "inputs": [pad(row, width=widths[0]) for row in drawn.inputs],
+            "targets": [pad(row, width=widths[1]) for row in drawn.targets],
         }
         tensors = {
             name: torch.stack([rows[i][name] for i in range(len(rows))]) for name in self.features
@@ -373,14 +351,14 @@ class Builder:
         }
         tensors["positions"] = torch.tensor(list(positions), dtype=torch.int64)
         tensors["kinds"] = torch.tensor(kinds, dtype=torch.uint8)
-        return Block([sample.id for sample in drawn.samples], tensors)
+        return Block(drawn.ids, tensors)
 
     def _log(self, manifest: Manifest, summary: Summary) -> None:
         entry = manifest.shards[-1]
         line = {
             "time": time.time(), "file": entry.file, "samples": manifest.built,
             "bytes": entry.bytes, "encode_seconds": round(summary.encode_seconds, 3),
-            "wait_seconds": round(summary.wait_seconds, 3), "cache_hits": self.cache.hits,
+            "wait_seconds": round(summary.wait_seconds, 3), "cache_hits": summary.cache_hits,
         }  # fmt: skip
         with (self.folder / BUILD_LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -399,50 +377,6 @@ class _Pace:
             self._told = now
             self._label = f"encoding, {built / (now - self._started):.1f} samples/s"
         return self._label
-
-
-class _Ahead:
-    """A thread that draws batches into a short queue and hands its error over."""
-
-    def __init__(self, draw: Callable[[int], _Drawn], *, depth: int) -> None:
-        self._draw = draw
-        self._queue: queue.Queue[_Drawn | BaseException] = queue.Queue(maxsize=depth)
-        self._closed = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self, batches: range) -> None:
-        self._thread = threading.Thread(target=self._work, args=(batches,), daemon=True)
-        self._thread.start()
-
-    def take(self) -> _Drawn:
-        """The next batch, in order."""
-        found = self._queue.get()
-        if isinstance(found, BaseException):
-            raise found
-        return found
-
-    def close(self) -> None:
-        """Stop the thread and wait for it."""
-        self._closed.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _work(self, batches: range) -> None:
-        try:
-            for batch in batches:
-                if not self._put(self._draw(batch)):
-                    return
-        except BaseException as error:  # raised again by the thread that asked
-            self._put(error)
-
-    def _put(self, item: _Drawn | BaseException) -> bool:
-        while not self._closed.is_set():
-            try:
-                self._queue.put(item, timeout=POLL_SECONDS)
-                return True
-            except queue.Full:
-                continue
-        return False
 
 
 def _holds(path: Path, content: bytes) -> bool:

@@ -17,7 +17,7 @@ Shapes: B pictures, T = rows x columns cells, K capsules, C children, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -39,8 +39,10 @@ class Encoder(Protocol):
     alone: bool
     """Whether a picture's features are the same, to the last bit, whatever its neighbours are."""
 
-    def prepare(self, pictures: Sequence[Image.Image]) -> Any:
-        """Pixels as the encoder takes them, one value per picture; done by another thread."""
+    @property
+    def prepare(self) -> Callable[[Sequence[Image.Image]], Sequence[Any]]:
+        """Makes pixels as the encoder takes them, one value per picture; another process does it,
+        so it can be pickled, and does not hold the model."""
         ...
 
     def encode(self, prepared: Sequence[Any]) -> Tensor:
