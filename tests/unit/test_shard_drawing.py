@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -71,6 +73,31 @@ def test_a_drawer_that_is_killed_is_told_and_the_build_goes_on_later(tmp_path: P
             time.sleep(0.01)
     ahead.close()
     assert made.build().built == 70
+
+
+def test_a_drawer_ends_when_its_builder_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom tests.toy_shards import builder, config\n"
+        "from saccade.data.shards.drawing import draw_ahead\n"
+        "if __name__ == '__main__':\n"
+        "    made = builder(config(Path(sys.argv[1]), side=960, drawers=1))\n"
+        "    ahead = draw_ahead(made.draw, range(18), processes=1, depth=8)\n"
+        "    ahead.take()\n"
+        "    print(ahead._all[0]._process.pid, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    (tmp_path / "main.py").write_text(code)
+    command = [sys.executable, str(tmp_path / "main.py"), str(tmp_path / "s")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as parent:
+        assert parent.stdout is not None
+        drawer = int(parent.stdout.readline())
+        time.sleep(0.5)  # by now it waits to hand over more than a pipe holds
+        parent.kill()
+    end = time.monotonic() + 20
+    while Path(f"/proc/{drawer}").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{drawer}").exists()
 
 
 def test_pixels_are_made_without_the_model() -> None:

@@ -2,23 +2,27 @@
 
 Numbers of batches flow in; `Drawn` batches flow out in order: symbols, and per picture what the
 cache knows of it or else its pixels as the encoder takes them. Python lets a thread that draws and
-a small encoder run in turns only, so by default another process draws (PyTorch's `DataLoader`); it
-needs seconds to start. What is drawn follows from a batch's number alone, whoever draws it.
+a small encoder run in turns only, so by default another process draws; it needs seconds to start.
+What is drawn follows from a batch's number alone, whoever draws it. A `DataLoader` is not used: its
+processes outlive a parent that is killed while they wait to hand over what is larger than a pipe.
 """
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from saccade.config.errors import OutsideError
 from saccade.data.shards.cache import PictureCache
@@ -130,29 +134,46 @@ class _Thread:
 
 
 class _Processes:
-    """Processes of a `DataLoader`, which keeps order and ends them when their parent is gone."""
+    """Several that draw in turn."""
 
     def __init__(self, draw: Drawer, batches: range, *, count: int, depth: int) -> None:
-        loader: DataLoader[Drawn | Exception] = DataLoader(
-            _Sent(draw),
-            sampler=batches,
-            batch_size=None,
-            num_workers=count,
-            prefetch_factor=depth,
-            collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals,
-            # a fork of a process that has used torch's threads waits for ever for them
-            multiprocessing_context="spawn",
-        )
-        self._batches: Iterator[Drawn | Exception] | None = iter(loader)
+        self._all = [_Process(draw, batches[i::count], depth=depth) for i in range(count)]
+        self._turns = itertools.cycle(self._all)
 
     def take(self) -> Drawn:
-        assert self._batches is not None
+        return next(self._turns).take()
+
+    def close(self) -> None:
+        for one in self._all:
+            one.close()
+
+
+class _Process:
+    """A process that draws what it is asked for.
+
+    Numbers of batches go down a pipe, `depth` of them ahead, and batches come up another. Whoever
+    finds the other end closed stops, so nobody is left behind when either is killed.
+    """
+
+    def __init__(self, draw: Drawer, batches: range, *, depth: int) -> None:
+        # a fork of a process that has used torch's threads waits for ever for them
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._left = iter(batches)
+        self._process = context.Process(target=_serve, args=(theirs, draw), daemon=True)
+        self._process.start()
+        theirs.close()
+        for _ in range(depth):
+            self._ask()
+
+    def take(self) -> Drawn:
         try:
-            found = next(self._batches)
-        except RuntimeError as error:
+            found = self._pipe.recv()
+            self._ask()
+        except (EOFError, OSError) as error:
+            self._process.join()
             raise OutsideError(
-                f"a process that draws pictures has died: {error}"
+                f"the process that draws pictures has died (exit code {self._process.exitcode})"
                 "\n  fix: the same command goes on; when memory was short, fewer"
                 " shards.queue_batches, or shards.drawers=0"
             ) from error
@@ -160,41 +181,39 @@ class _Processes:
         return replace(drawn, known=_tensors(drawn.known), prepared=_tensors(drawn.prepared))
 
     def close(self) -> None:
-        self._batches = None  # its processes end with it
+        self._pipe.close()
+        self._process.join()
+
+    def _ask(self) -> None:
+        batch = next(self._left, None)
+        if batch is not None:
+            self._pipe.send(batch)
 
 
-class _Sent(Dataset[Any]):
-    """Batches by number, in a form that a pipe carries.
+def _serve(pipe: Connection, draw: Drawer) -> None:
+    """Draw until nobody asks."""
+    # Ctrl+C reaches every process of a terminal; the builder ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    with suppress(EOFError, OSError):
+        while True:
+            pipe.send(_sent(draw, pipe.recv()))
 
-    As arrays, since tensors travel in shared memory, of which a container has 64 MB; errors as
-    they are, since a `DataLoader` would make a report of them.
-    """
 
-    def __init__(self, draw: Drawer) -> None:
-        self._draw = draw
-
-    def __getitem__(self, batch: int) -> Drawn | Exception:
-        try:
-            drawn = self._draw(batch)
-        except Exception as error:
-            return error
-        return replace(drawn, known=_arrays(drawn.known), prepared=_arrays(drawn.prepared))
+def _sent(draw: Drawer, batch: int) -> Drawn | Exception:
+    """A batch as a pipe carries it: arrays, since tensors travel in shared memory, of which a
+    container has 64 MB. What drawing it raised is raised by the one who asked."""
+    try:
+        drawn = draw(batch)
+    except Exception as error:
+        return error
+    return replace(drawn, known=_arrays(drawn.known), prepared=_arrays(drawn.prepared))
 
 
 def _drawn(found: Drawn | BaseException) -> Drawn:
     if isinstance(found, BaseException):
         raise found
     return found
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
-
-
-def _leave_signals(worker: int) -> None:
-    """Ctrl+C reaches every process of a terminal; the builder stops this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 def _arrays(value: Any) -> Any:
