@@ -15,9 +15,9 @@ from saccade.tui.board import LOW_DISK_BYTES
 Values = Mapping[str, Any]
 BAD = ("FAILED", "INCOMPLETE", "BROKEN", "UNREADABLE", "GONE")
 LEVELS = {"fail": "block", "note": "warn", "ok": "ok"}
+"""What `doctor` calls a level -> what the cloud's findings call it."""
 WORST_FIRST = ("block", "warn", "unknown", "ok")
 """Levels of a finding, in the order in which a person should see them."""
-"""What `doctor` calls a level -> what the cloud's findings call it."""
 HOME_RUNS = 12
 
 

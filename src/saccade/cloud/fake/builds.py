@@ -157,10 +157,7 @@ def mount(router: Router, world: World) -> None:
             CREATED: world.now(),
         }
         metadata = {"@type": METADATA, "build": public(build)}
-        code = base64.b64encode(build_id.encode()).decode()
-        name = f"operations/build/{project}/{code}"
-        if region != "global":
-            name = f"projects/{number}/locations/{region}/operations/{code}"
+        name = _operation_name(world, build)
         with world.store.together():
             world.store.put(BUILDS, build_id, build)
             answer = world.operation(name, metadata=metadata, wait=10**9)
@@ -281,12 +278,19 @@ def _finish(world: World, build_id: str, *, status: str, detail: str, **more: An
         if build is None or build["status"] in TERMINAL:
             return
         build |= values
-        code = base64.b64encode(build_id.encode()).decode()
-        place = f"projects/{world.number(build['_project'])}/locations/{build['_region']}"
-        for name in (f"operations/build/{build['_project']}/{code}", f"{place}/operations/{code}"):
-            world.store.update("operations", name, lambda operation: _done(operation, build))
+        name = _operation_name(world, build)
+        world.store.update("operations", name, lambda operation: _done(operation, build))
         # Last, because a restart finishes what is not over: both are then told anew.
         world.store.put(BUILDS, build_id, build)
+
+
+def _operation_name(world: World, build: dict[str, Any]) -> str:
+    """The operation that a build is; those without a region are named in their own way."""
+    code = base64.b64encode(build["id"].encode()).decode()
+    if build["_region"] == "global":
+        return f"operations/build/{build['_project']}/{code}"
+    number = world.number(build["_project"])
+    return f"projects/{number}/locations/{build['_region']}/operations/{code}"
 
 
 def _done(operation: dict[str, Any], build: dict[str, Any]) -> dict[str, Any]:

@@ -182,6 +182,7 @@ class JobRun(threading.Thread):
             self._check_image(job)
             self._check()
             self.attempt += 1
+            self.step = -1  # what an attempt has reported is not what the next one has
             self._log(f"attempt {self.attempt} starts")
             self.containers = runner.start(
                 self.world, job, attempt=self.attempt, on_lines=self._lines
