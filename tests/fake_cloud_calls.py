@@ -77,7 +77,7 @@ def state_of(cloud: FakeCloud | str, path: str) -> str:
     return good(cloud, "GET", path)["state"].removeprefix("JOB_STATE_")
 
 
-def until(cloud: FakeCloud | str, path: str, *states: str, within: float = 20) -> dict[str, Any]:
+def until(cloud: FakeCloud | str, path: str, *states: str, within: float = 60) -> dict[str, Any]:
     """Wait for a state, by default the job's end; the job then."""
     wanted = {f"JOB_STATE_{state}" for state in states} or set(ENDED)
     end = time.monotonic() + within

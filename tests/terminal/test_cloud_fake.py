@@ -47,7 +47,7 @@ def foreground(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str
         process.stdout.close()
 
 
-def gone(pid: int, *, within: float = 10) -> bool:
+def gone(pid: int, *, within: float = 30) -> bool:
     end = time.monotonic() + within
     while time.monotonic() < end:
         try:

@@ -52,7 +52,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def gone(pid: int, *, within: float = 5) -> bool:
+def gone(pid: int, *, within: float = 30) -> bool:
     end = time.monotonic() + within
     while alive(pid) and time.monotonic() < end:
         time.sleep(0.01)

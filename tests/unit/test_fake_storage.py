@@ -213,21 +213,21 @@ def test_an_upload_session_survives_a_restart_of_the_server(
     address = bucket.blob("a").create_resumable_upload_session()
     data = b"a" * QUARTER + b"b"
     span = {"Content-Range": f"bytes 0-{QUARTER - 1}/{len(data)}"}
-    done = requests.put(address, data=data[:QUARTER], headers=span, timeout=5)
+    done = requests.put(address, data=data[:QUARTER], headers=span, timeout=60)
     assert (done.status_code, done.headers["Range"]) == (308, f"bytes=0-{QUARTER - 1}")
     with StorageServer(tmp_path / "storage") as again:
         address = address.replace(server.url, again.url)
         query = {"Content-Range": f"bytes */{len(data)}"}
-        asked = requests.put(address, headers=query, timeout=5)
+        asked = requests.put(address, headers=query, timeout=60)
         assert (asked.status_code, asked.headers["Range"]) == (308, f"bytes=0-{QUARTER - 1}")
         gap = {"Content-Range": f"bytes {QUARTER + 5}-{QUARTER + 5}/{QUARTER + 6}"}
-        assert requests.put(address, data=b"x", headers=gap, timeout=5).status_code == 503
+        assert requests.put(address, data=b"x", headers=gap, timeout=60).status_code == 503
         rest = {"Content-Range": f"bytes {QUARTER}-{QUARTER}/{len(data)}"}
-        assert requests.put(address, data=b"b", headers=rest, timeout=5).status_code == 200
-        late = requests.put(address, headers=query, timeout=5)
+        assert requests.put(address, data=b"b", headers=rest, timeout=60).status_code == 200
+        late = requests.put(address, headers=query, timeout=60)
         assert (late.status_code, late.json()["size"]) == (200, str(len(data)))
         content = f"{again.url}/storage/v1/b/bucket-a/o/a?alt=media"
-        assert requests.get(content, timeout=5).content == data
+        assert requests.get(content, timeout=60).content == data
 
 
 def test_bytes_that_do_not_match_their_checksum_are_refused(bucket: Any) -> None:
@@ -306,10 +306,10 @@ def test_lifecycle_rules_delete_by_prefix_and_age_when_asked(
     for name in ("attempts/one/x", "runs/one/attempts/x", "runs/one/DONE"):
         bucket.blob(name).upload_from_string(b"x")
     act = f"{server.url}/fake/storage/lifecycle"
-    assert requests.post(act, timeout=5).json() == {"done": []}
-    done = requests.post(act, params={"days": "15"}, timeout=5).json()["done"]
+    assert requests.post(act, timeout=60).json() == {"done": []}
+    done = requests.post(act, params={"days": "15"}, timeout=60).json()["done"]
     assert done == ["Delete gs://bucket-a/attempts/one/x"]
-    requests.post(act, params={"days": "31"}, timeout=5)
+    requests.post(act, params={"days": "31"}, timeout=60)
     left = {one.name: one.storage_class for one in client.list_blobs(bucket)}
     assert left == {"runs/one/attempts/x": "NEARLINE", "runs/one/DONE": "NEARLINE"}
 

