@@ -18,8 +18,10 @@ from saccade.cloud.settings import CloudSettings, QuotaNeed, read_settings
 from saccade.cloud.teardown import Leftover, plan_teardown, scan
 
 CANARY = "canary-5f2c91"
-QUICK = Patience(deadline_s=0.3, base_s=0.01, longest_s=0.05, timeout_s=5.0)
+QUICK = Patience(deadline_s=0.3, base_s=0.01, longest_s=0.05, timeout_s=60.0)
 """Gives up soon, so that a service that stays down costs a test no minutes."""
+PATIENT = Patience(deadline_s=60.0, base_s=0.01, longest_s=0.05, timeout_s=60.0)
+"""For faults that are to be survived: a slow machine must not use the time up."""
 
 LOOKS = r"^(GET |POST \S*:getIamPolicy)"
 """Calls that only read."""

@@ -27,7 +27,7 @@ def call(
         headers={"Content-Type": "application/json", **headers},
     )
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=100) as answer:
             return answer.status, json.loads(answer.read() or b"{}")
     except urllib.error.HTTPError as error:
         text = error.read()
@@ -77,7 +77,7 @@ def state_of(cloud: FakeCloud | str, path: str) -> str:
     return good(cloud, "GET", path)["state"].removeprefix("JOB_STATE_")
 
 
-def until(cloud: FakeCloud | str, path: str, *states: str, within: float = 60) -> dict[str, Any]:
+def until(cloud: FakeCloud | str, path: str, *states: str, within: float = 200) -> dict[str, Any]:
     """Wait for a state, by default the job's end; the job then."""
     wanted = {f"JOB_STATE_{state}" for state in states} or set(ENDED)
     end = time.monotonic() + within

@@ -93,6 +93,8 @@ class FakeJobs:
         if job["status"]["stage"] == "SCHEDULING":
             job["startedAt"] = now()
             job["status"] = {"stage": "RUNNING", "message": None}
+        else:  # cancelled before there was anything to end
+            process.send_signal(signal.SIGTERM)
         assert process.stdout is not None
         for line in process.stdout:
             self.logs[job["id"]].append({"timestamp": now(), "data": line.rstrip("\n")})

@@ -49,7 +49,7 @@ if env.get("SACCADE_RUN"):
         made.add_header("Content-Type", "application/json")
         for wait in (0.1, 0.2, 0.4, 0):  # faults are meant for saccade's calls, not for the toy's
             try:
-                return urllib.request.urlopen(made, timeout=20).read()
+                return urllib.request.urlopen(made, timeout=60).read()
             except OSError:
                 time.sleep(wait)
     for verb, value in script.get(env["SACCADE_ATTEMPT"], script.get("*", [])):
@@ -123,10 +123,16 @@ class Toys:
 
     def until(
         self, driver: Driver, reached: Callable[[LaunchView], bool] = lambda view: view.over,
-        *, rounds: int = 400,
+        *, rounds: int = 400, within: float = 120.0,
     ) -> LaunchView:  # fmt: skip
-        """Make rounds until something is reached; every message is kept in `said`."""
-        for _ in range(rounds):
+        """Make rounds until something is reached; every message is kept in `said`.
+
+        It gives up after so many rounds, yet not before this many seconds have passed: a slow
+        machine may need both.
+        """
+        end, made = time.monotonic() + within, 0
+        while made < rounds or time.monotonic() < end:
+            made += 1
             view = tick(driver)
             if view.message and (not self.said or self.said[-1] != view.message):
                 self.said.append(view.message)

@@ -12,6 +12,7 @@ TOY = Path(__file__).parent / "toy_stage.py"
 SOURCE = Path(__file__).parents[1] / "src"
 NEEDS = {"load": [], "left": ["load"], "right": ["load"], "join": ["left", "right"]}
 NAME = "toy"
+COMMAND = [sys.executable, "-m", "saccade.cli", "pipeline"]
 
 
 def toy_text(*, more: str = "", size: int = 0) -> str:
@@ -51,7 +52,7 @@ def toy_env(folder: Path, **more: str) -> dict[str, str]:
 def start(folder: Path, *words: str, **more: str) -> subprocess.Popen[str]:
     """Start `saccade pipeline run toy.yaml` in a folder, in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "saccade.cli", "pipeline", "run", "toy.yaml", *words],
+        [*COMMAND, "run", "toy.yaml", *words],
         cwd=folder,
         env=toy_env(folder, **more),
         stdout=subprocess.PIPE,

@@ -38,6 +38,10 @@ STAGES = [
 ]  # fmt: skip
 
 
+HOPS = 8
+"""Queues that a key may go through: more than any screen here is deep."""
+
+
 class QuickSources(Sources):
     """Sources whose slow verbs answer at once."""
 
@@ -63,12 +67,32 @@ class Session:
         return "\n".join(strip.text.rstrip() for strip in strips)
 
     async def press(self, *keys: str) -> None:
-        """Press keys and let the app take them."""
+        """Press keys and let the app take each before the next."""
         for key in keys:
             await self.pilot.press(key)
+            await self.taken()
         await self.pilot.pause()
 
-    async def until(self, *words: str, within: float = 40.0, gone: bool = False) -> str:
+    async def taken(self) -> None:
+        """Wait until what was pressed has gone all its way.
+
+        A key goes from the app to the widget that has the focus and from there up again, through
+        one queue after the other. The pilot waits for one of them, and for a process that rests;
+        a machine without time for this process looks the same.
+        """
+        for _ in range(HOPS):
+            if not self.app.is_running:
+                return
+            await self.pilot._wait_for_screen(timeout=100.0)
+
+    async def holds(self, true: Callable[[], object], *, within: float = 100.0) -> None:
+        """Wait until something is true that no word on the screen tells of."""
+        end = time.monotonic() + within
+        while not true():
+            assert time.monotonic() < end, self.text()
+            await self.pilot.pause(0.02)
+
+    async def until(self, *words: str, within: float = 100.0, gone: bool = False) -> str:
         """Wait until all words stand on the screen (or none of them does)."""
         end = time.monotonic() + within
         while True:

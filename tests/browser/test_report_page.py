@@ -35,7 +35,7 @@ def chromium(folder: Path, html: str, *arguments: str) -> str:
     file.write_text(html, encoding="utf-8")
     profile = folder / "profile"
     command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", *arguments, file.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True)
     return done.stdout
 
 

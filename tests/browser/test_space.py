@@ -22,7 +22,8 @@ from typing import Any
 
 import pytest
 
-from tests.browser.test_app import CHROMIUM, FLAGS, MISSING, PATIENCE_MS, free_port
+from tests.browser.test_app import CHROMIUM, FLAGS, MISSING, PATIENCE_MS
+from tests.free_port import free_port
 from tests.picture_files import plain_png
 from tests.scored_run import make_run
 
@@ -57,7 +58,7 @@ def served(space: Path) -> Iterator[str]:
     try:
         while True:
             try:
-                urllib.request.urlopen(f"{address}/config", timeout=5).close()
+                urllib.request.urlopen(f"{address}/config", timeout=60).close()
                 break
             except OSError:
                 said = (space.parent / "log").read_text()
@@ -68,7 +69,7 @@ def served(space: Path) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(timeout=20)
+            process.wait(timeout=100)
         except subprocess.TimeoutExpired:
             process.kill()
 

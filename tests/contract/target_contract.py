@@ -17,12 +17,12 @@ from saccade.launch.spec import Handle, JobSpec, Status
 from saccade.launch.states import TERMINAL, State
 from saccade.launch.targets.base import CAPABILITIES, Target
 
-PATIENCE_S = 90.0
+PATIENCE_S = 300.0
 ENDED = TERMINAL | {State.PREEMPTED}
 
 
 def until(
-    target: Target, handle: Handle, wanted: Callable[[Status], bool], *, seconds: float = 60
+    target: Target, handle: Handle, wanted: Callable[[Status], bool], *, seconds: float = 300
 ) -> Status:
     """Poll until the status is the wanted one."""
     deadline = time.monotonic() + seconds

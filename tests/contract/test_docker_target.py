@@ -151,7 +151,7 @@ def test_exit_codes_come_through(
 
 
 def test_cancelling_is_told_from_a_preemption(target: DockerTarget, tmp_path: Path) -> None:
-    handle = target.submit(spec(tmp_path, env={"STAY": "60"}))
+    handle = target.submit(spec(tmp_path, env={"STAY": "600"}))
     while not target.logs(handle, cursor=None)[0]:
         time.sleep(0.05)
     target.cancel(handle)
@@ -160,7 +160,7 @@ def test_cancelling_is_told_from_a_preemption(target: DockerTarget, tmp_path: Pa
 
 
 def test_a_job_may_not_run_for_ever(target: DockerTarget, tmp_path: Path) -> None:
-    handle = target.submit(spec(tmp_path, env={"STAY": "60", "CODE": "0"}, timeout_s=1))
+    handle = target.submit(spec(tmp_path, env={"STAY": "600", "CODE": "0"}, timeout_s=1))
     status = until(target, handle, is_over)
     assert status.state is State.FAILED
     assert "timeout_hours" in status.detail

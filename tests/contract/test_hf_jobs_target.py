@@ -129,7 +129,7 @@ def test_exit_codes_come_through(target: HfJobsTarget, code: str, state: State) 
 
 
 def test_cancelling_is_told_from_a_failure(target: HfJobsTarget) -> None:
-    handle = target.submit(spec(env={"STAY": "60"}))
+    handle = target.submit(spec(env={"STAY": "600"}))
     until(target, handle, lambda one: one.state is State.RUNNING)
     target.cancel(handle)
     assert until(target, handle, is_over).state is State.CANCELLED

@@ -101,7 +101,7 @@ def body_of_a_job(*command: str) -> dict[str, Any]:
 
 
 def ended(google: Google, name: str) -> dict[str, Any]:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while (seen := custom_jobs.get(google, name))["state"] not in custom_jobs.TERMINAL:
         assert time.monotonic() < end, f"the job did not end: {seen}"
         time.sleep(0.05)
@@ -132,15 +132,15 @@ def test_jobs_cancelled_and_deleted_by_one_side_are_so_for_the_other(
     cloud: FakeCloud, google: Google
 ) -> None:
     official = client(aiplatform_v1.JobServiceClient, cloud)
-    first = custom_jobs.create(google, region=REGION, job=body_of_a_job("sleep", "60"))
-    second = custom_jobs.create(google, region=REGION, job=body_of_a_job("sleep", "60"))
+    first = custom_jobs.create(google, region=REGION, job=body_of_a_job("sleep", "600"))
+    second = custom_jobs.create(google, region=REGION, job=body_of_a_job("sleep", "600"))
     official.cancel_custom_job(name=first["name"])
     custom_jobs.cancel(google, second["name"])
     for name in (first["name"], second["name"]):
         assert ended(google, name)["state"] == "JOB_STATE_CANCELLED"
         state = official.get_custom_job(name=name).state
         assert state == aiplatform_v1.JobState.JOB_STATE_CANCELLED
-    official.delete_custom_job(name=first["name"]).result(timeout=20)
+    official.delete_custom_job(name=first["name"]).result(timeout=200)
     assert not custom_jobs.delete(google, first["name"])
     assert custom_jobs.delete(google, second["name"])
     with pytest.raises(exceptions.NotFound):
@@ -179,7 +179,7 @@ def test_builds_are_the_same_from_both_sides(cloud: FakeCloud, google: Google) -
     }
     wanted = cloudbuild_v1.Build.from_json(json.dumps(body), ignore_unknown_fields=False)
     ours = builds.create(google, build=body)
-    theirs = official.create_build(project_id=PROJECT, build=wanted).result(timeout=20)
+    theirs = official.create_build(project_id=PROJECT, build=wanted).result(timeout=200)
     assert theirs.status == cloudbuild_v1.Build.Status.SUCCESS
     for ident in (ours["id"], theirs.id):
         while builds.get(google, ident)["status"] not in builds.TERMINAL:
@@ -197,7 +197,7 @@ def test_repositories_and_images_are_the_same_from_both_sides(
     ours = registry.create_repository(google, region=REGION, repository="ours", labels=LABELS)
     wanted = artifactregistry_v1.Repository(format_="DOCKER", labels=LABELS)
     operation = official.create_repository(parent=PARENT, repository=wanted, repository_id="theirs")
-    theirs = operation.result(timeout=20)
+    theirs = operation.result(timeout=200)
     read = official.get_repository(name=ours["name"])
     same(artifactregistry_v1.Repository, ours, read)
     assert (read.format_, read.labels) == (theirs.format_, theirs.labels)
@@ -207,7 +207,7 @@ def test_repositories_and_images_are_the_same_from_both_sides(
     assert registry.image_digest(google, region=REGION, repository="ours", image="trainer:v1") == (
         digest
     )
-    official.delete_repository(name=theirs.name).result(timeout=20)
+    official.delete_repository(name=theirs.name).result(timeout=200)
     assert registry.get_repository(google, region=REGION, repository="theirs") is None
     assert registry.delete_repository(google, region=REGION, repository="ours")
     with pytest.raises(exceptions.NotFound):
@@ -290,7 +290,7 @@ def test_apis_are_switched_on_alike(cloud: FakeCloud, google: Google) -> None:
     on = {one.config.name for one in found.services if one.state.name == "ENABLED"}
     assert on == services.enabled(google, names) == set(names)
     request = {"parent": f"projects/{PROJECT}", "service_ids": ["dns.googleapis.com"]}
-    official.batch_enable_services(request=request).result(timeout=20)
+    official.batch_enable_services(request=request).result(timeout=200)
     assert services.enabled(google, ["dns.googleapis.com"]) == {"dns.googleapis.com"}
 
 

@@ -65,7 +65,7 @@ class TestLocal(TargetContract):
             "from saccade.launch.spec import JobSpec\nimport json\n"
             "spec = JobSpec.from_json(json.loads(sys.argv[2]))\n"
             "print(LocalTarget(Path(sys.argv[1])).submit(spec).id, flush=True)\n"
-            "import time; time.sleep(60)\n"
+            "import time; time.sleep(600)\n"
         )
         import json
 
@@ -138,7 +138,7 @@ class TestFake(TargetContract):
         (tmp_path / "site").mkdir()
         # a container that takes its time, for what must be cancelled while it runs
         (tmp_path / "site" / "sitecustomize.py").write_text(
-            "import os, time\nif os.environ.get('SACCADE_RUN') == 'slow': time.sleep(60)\n"
+            "import os, time\nif os.environ.get('SACCADE_RUN') == 'slow': time.sleep(600)\n"
         )
         env = {"PYTHONPATH": f"{tmp_path / 'site'}:{SOURCE}"}
         scenario = Scenario(container_env=env, grace_seconds=1.0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,14 @@ from typing import Any
 import pytest
 
 from saccade.cloud.api import custom_jobs, registry, storage
-from saccade.cloud.api.transport import Patience, ResourceExhausted, Unreachable, connect
+from saccade.cloud.api.transport import (
+    NotFound,
+    Patience,
+    ResourceExhausted,
+    Unreachable,
+    connect,
+)
+from saccade.cloud.fake.job_runs import JobRun
 from saccade.cloud.fake.scenario import Scenario
 from saccade.cloud.fake.server import FakeCloud, serve
 from saccade.cloud.findings import Level
@@ -26,10 +35,12 @@ from tests.contract.target_contract import is_over, until
 
 PROJECT, REGION = "some-project", "us-central1"
 ENTRY = """
-import os, signal, sys, time
+import os, pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 print("attempt", os.environ["SACCADE_ATTEMPT"], "of", os.environ["SACCADE_RUN"], flush=True)
 time.sleep(float(os.environ.get("STAY", "0")))
+while "GATE" in os.environ and not pathlib.Path(os.environ["GATE"]).exists():
+    time.sleep(0.02)
 sys.exit(int(os.environ.get("CODE", "0")))
 """
 
@@ -53,12 +64,12 @@ def start(tmp_path: Path) -> Any:
     (package / "entry.py").write_text(ENTRY)
     clouds: list[FakeCloud] = []
 
-    def begin(**scenario: Any) -> VertexTarget:
+    def begin(*, deadline_s: float = 60.0, **scenario: Any) -> VertexTarget:
         env = {"PYTHONPATH": str(tmp_path / "stand-in")}
         cloud = serve(tmp_path / "cloud", scenario=Scenario(container_env=env, **scenario))
         clouds.append(cloud)
         google = connect(PROJECT, env={"SACCADE_FAKE_CLOUD": cloud.url})
-        quick = google.patient(Patience(deadline_s=3.0, base_s=0.01, longest_s=0.1))
+        quick = google.patient(Patience(deadline_s=deadline_s, base_s=0.01, longest_s=0.1))
         return VertexTarget(google=quick, regions=(REGION,), look_pause_s=0.1)
 
     yield begin
@@ -102,16 +113,16 @@ def test_a_lost_answer_makes_one_job(start: Any, lag: float) -> None:
 def test_a_job_that_is_listed_too_late_is_not_paid_for_twice(start: Any) -> None:
     fault = {"match": r"POST .*/customJobs(\?|$)", "status": "drop", "when": "after"}
     target = start(faults=[fault], list_lag=1.0)
-    target.submit(spec(env={"STAY": "30"}))
+    target.submit(spec(env={"STAY": "600"}))
     time.sleep(1.2)
-    handle = target.submit(spec(env={"STAY": "30"}))  # finds both, and follows the oldest
+    handle = target.submit(spec(env={"STAY": "600"}))  # finds both, and follows the oldest
     oldest = min(jobs(target), key=lambda job: job["createTime"])
     assert handle.id == oldest["name"]
 
 
 def test_an_answer_that_never_comes_is_not_a_failed_job(start: Any) -> None:
     fault = {"match": r"POST .*/customJobs(\?|$)", "status": 503, "times": "always"}
-    target = start(faults=[fault])
+    target = start(faults=[fault], deadline_s=1.0)
     with pytest.raises(Unreachable):
         target.submit(spec())
     assert jobs(target) == []
@@ -143,19 +154,32 @@ def test_a_region_without_machines_is_told_from_a_preemption(start: Any) -> None
     assert status.started_at is None
 
 
-def test_a_preempted_job_says_so_and_a_platform_retry_is_the_same_job(start: Any) -> None:
-    retried = [{"running": 1.0}, "preempt", {"pending": 1.0}, {"running": {}}]
-    target = start(jobs=[retried])
-    handle = target.submit(spec(env={"STAY": "3"}))
+def test_a_preempted_job_says_so_and_a_platform_retry_is_the_same_job(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = threading.Event()
+
+    def wait_until_seen(run: JobRun, seconds: float) -> None:
+        run._set("JOB_STATE_PENDING")
+        assert seen.wait(200)
+
+    monkeypatch.setattr(JobRun, "_pending", wait_until_seen)
+    taken = {"running": {"until_call": "GET .*taken"}}
+    target = start(jobs=[[taken, "preempt", {"pending": 0}, {"running": {}}]])
+    handle = target.submit(spec(env={"GATE": str(tmp_path / "gate")}))
     until(target, handle, lambda one: one.state is State.RUNNING)
+    with suppress(NotFound):
+        target.google.call("GET", "storage", "/storage/v1/b/taken")
     until(target, handle, lambda one: one.state is State.WAITING_CAPACITY)
+    (tmp_path / "gate").touch()
+    seen.set()
     assert until(target, handle, is_over).state is State.SUCCEEDED
     assert len(jobs(target)) == 1
 
 
 def test_a_job_preempted_for_good(start: Any) -> None:
     target = start(jobs=[[{"running": 0.5}, "preempt", "stockout"]])
-    status = until(target, target.submit(spec(env={"STAY": "30"})), is_over)
+    status = until(target, target.submit(spec(env={"STAY": "600"})), is_over)
     assert status.state is State.PREEMPTED
     assert status.started_at is not None
 
@@ -171,7 +195,7 @@ def test_exit_codes_come_through(start: Any, code: str, state: State) -> None:
 
 def test_cancelling_ends_the_container(start: Any) -> None:
     target = start()
-    handle = target.submit(spec(env={"STAY": "60"}))
+    handle = target.submit(spec(env={"STAY": "600"}))
     until(target, handle, lambda one: one.state is State.RUNNING)
     target.cancel(handle)
     assert until(target, handle, is_over).state is State.CANCELLED
@@ -180,9 +204,9 @@ def test_cancelling_ends_the_container(start: Any) -> None:
 def test_helpers_run_beside_the_chief(start: Any) -> None:
     target = start()
     # the end of the chief is the end of the job, so all stay until all have spoken
-    handle = target.submit(spec(replicas=3, env={"STAY": "120"}))
+    handle = target.submit(spec(replicas=3, env={"STAY": "600"}))
     cursor, ours = None, []
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while len(ours) < 3 and time.monotonic() < deadline:
         lines, cursor = target.logs(handle, cursor=cursor)
         ours += [line.replica for line in lines if line.text == "attempt 1 of relevance"]

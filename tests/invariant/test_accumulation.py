@@ -6,7 +6,6 @@ supervised tokens. The mutants at the end are what the usual averages would do; 
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from toy_run import ForkedRun
 
 from saccade.training.events import read_events, step_series
+from tests.free_port import free_port
 
 STEPS = 6
 SETTINGS = (f"training.steps={STEPS}", "training.eval_every=0")
@@ -30,9 +30,7 @@ def run_alone(folder: Path, *overrides: str, env: dict[str, str] | None = None) 
 
 
 def run_ranks(folder: Path, *overrides: str, ranks: int = 2) -> Path:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     runs = []
     for rank in range(ranks):
         env = {

@@ -21,7 +21,7 @@ import pytest
 from saccade.cloud.api.transport import ApiError
 from saccade.cloud.fake.scenario import Scenario
 from saccade.cloud.fake.server import serve
-from tests.cloud_project import CANARY, Project, environment, project
+from tests.cloud_project import CANARY, PATIENT, Project, environment, project
 
 FAULTS = [
     pytest.param({"status": "drop", "times": 1, "when": "after"}, id="done but answer lost"),
@@ -118,7 +118,7 @@ def test_a_fault_at_every_call_of_teardown_leaves_a_state_that_the_next_one_comp
 def test_a_single_outage_anywhere_is_survived_without_a_second_command(tmp_path: Path) -> None:
     total = counted(tmp_path / "count", of="setup")
     for position in random.Random(0).sample(range(total), 8):
-        with project(tmp_path / str(position)) as one:
+        with project(tmp_path / str(position), patience=PATIENT) as one:
             one.cloud.add_fault(".", after=position, status=503)
             results = one.setup()
             assert [r.message for r in results if r.status != "done"] == [], position

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,15 +13,16 @@ import pytest
 from toy_run import ForkedRun
 
 from saccade.training.events import read_events, step_series
+from tests.free_port import free_port
 
 TOY = Path(__file__).with_name("toy_run.py")
 SETTINGS = ("training.batch_size=4", "training.eval_every=0", "training.steps=20")
 
 
-def start(folder: Path, *overrides: str) -> list[ForkedRun]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def start(
+    folder: Path, *overrides: str, hold: tuple[str, int] | None = None
+) -> list[ForkedRun]:  # fmt: skip
+    port = free_port()
     runs = []
     for rank in range(2):
         env = {
@@ -30,7 +30,7 @@ def start(folder: Path, *overrides: str) -> list[ForkedRun]:
             "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
         log = folder.parent / f"{folder.name}-{rank}.log"
-        runs.append(ForkedRun(folder, [*SETTINGS, *overrides], env=env, log=log))
+        runs.append(ForkedRun(folder, [*SETTINGS, *overrides], env=env, log=log, hold=hold))
     return runs
 
 
@@ -61,11 +61,13 @@ def test_a_signal_to_either_process_stops_both_at_the_same_step(
     straight: Path, tmp_path: Path, rank: int
 ) -> None:
     folder = tmp_path / "run"
-    runs = start(folder)
-    deadline = time.monotonic() + 60
-    while len(read_events(folder / "events.jsonl")) < 8 and time.monotonic() < deadline:
+    runs = start(folder, hold=("step", 7))  # the first one writes events; the other waits for it
+    deadline = time.monotonic() + 200
+    while not runs[0].held.exists():
+        assert time.monotonic() < deadline, [run.output() for run in runs]
         time.sleep(0.001)
     runs[rank].send_signal(signal.SIGTERM)
+    runs[0].go_on()
     assert [run.wait() for run in runs] == [143, 143], [run.output() for run in runs]
     finish(folder)
     assert history(folder) == history(straight)

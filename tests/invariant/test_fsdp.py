@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from toy_run import ForkedRun
 from saccade.config.errors import InputError
 from saccade.training.events import read_events
 from saccade.training.sharding import average_gradients, shard_frozen
+from tests.free_port import free_port
 from tests.tiny_models import random_backbone, relevance_model
 
 RECIPE = "smoke/relevance"
@@ -39,14 +39,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start_two(recipe: str, model: Path, folder: Path, *overrides: str) -> list[ForkedRun]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+def start_two(
+    recipe: str, model: Path, folder: Path, *overrides: str, hold: tuple[str, int] | None = None
+) -> list[ForkedRun]:
+    port = str(free_port())
     group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
              "MASTER_PORT": port}  # fmt: skip
     ranks = [{"RANK": rank, "LOCAL_RANK": rank, **group} for rank in ("0", "1")]
-    return [start(recipe, model, folder, *overrides, env=env) for env in ranks]
+    return [start(recipe, model, folder, *overrides, env=env, hold=hold) for env in ranks]
 
 
 def finished(folder: Path, runs: list[ForkedRun]) -> Path:
@@ -54,12 +54,18 @@ def finished(folder: Path, runs: list[ForkedRun]) -> Path:
     return folder
 
 
+HOLD = ("step", 4)
+"""Where runs that `stop_after_step_3` stops wait for it."""
+
+
 def stop_after_step_3(folder: Path, runs: list[ForkedRun]) -> None:
-    deadline = time.monotonic() + 60
-    while not (folder / "checkpoints" / "step-3").exists():
+    deadline = time.monotonic() + 200
+    while not runs[0].held.exists():
         assert time.monotonic() < deadline, runs[0].output()
         time.sleep(0.001)
+    assert (folder / "checkpoints" / "step-3").exists()
     runs[-1].send_signal(signal.SIGTERM)
+    runs[0].go_on()
     assert [run.wait() for run in runs] == [143] * len(runs), [run.output() for run in runs]
 
 
@@ -105,7 +111,7 @@ def test_evaluations_of_a_sharded_base_are_those_of_one_process(whole: Path, sha
 
 def test_a_sharded_run_continues_in_one_process(whole: Path, model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    stop_after_step_3(folder, start_two(RECIPE, model, folder, *SLOW, *FSDP))
+    stop_after_step_3(folder, start_two(RECIPE, model, folder, *SLOW, *FSDP, hold=HOLD))
     finished(folder, [start(RECIPE, model, folder, *SLOW, *ALONE)])
     assert any(event["type"] == "resume" for event in read_events(folder / "events.jsonl"))
     assert_same_losses(whole, folder)
@@ -113,7 +119,7 @@ def test_a_sharded_run_continues_in_one_process(whole: Path, model: Path, tmp_pa
 
 def test_a_run_of_one_process_continues_sharded(whole: Path, model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    stop_after_step_3(folder, [start(RECIPE, model, folder, *SLOW, *ALONE)])
+    stop_after_step_3(folder, [start(RECIPE, model, folder, *SLOW, *ALONE, hold=HOLD)])
     finished(folder, start_two(RECIPE, model, folder, *SLOW, *FSDP))
     assert any(event["type"] == "resume" for event in read_events(folder / "events.jsonl"))
     assert_same_losses(whole, folder)
@@ -168,7 +174,7 @@ def test_a_part_one_process_did_not_reach_counts_there_as_zero(tmp_path: Path) -
     for run in runs:
         run.start()
     for run in runs:
-        run.join(60)
+        run.join(200)
     assert [run.exitcode for run in runs] == [0, 0]
     for rank in (0, 1):
         one, both, none = torch.load(tmp_path / f"{rank}.pt")

@@ -431,7 +431,7 @@ def test_a_launch_whose_watcher_is_dead_says_that_nobody_watches(
         code = (
             "import sys, time; from pathlib import Path; from saccade.launch.log import Launch;"
             "from saccade.launch.drive import watching\n"
-            "with watching(Launch(Path(sys.argv[1]))): print('ok', flush=True); time.sleep(60)"
+            "with watching(Launch(Path(sys.argv[1]))): print('ok', flush=True); time.sleep(600)"
         )
         held = subprocess.Popen(
             [sys.executable, "-c", code, str(driver.launch.folder)], stdout=subprocess.PIPE,

@@ -49,7 +49,7 @@ def watching(cloud: Toys) -> list[str]:
 
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=280)
     return process.returncode, out, err
 
 
@@ -97,7 +97,7 @@ def kill_and_complete(folder: Path, *, times: int, longest: float, seed: int) ->
         code, _, err = finished(start(cloud, *launching(cloud), "--detach"))
         assert code == 0, err
         launch = the_launch(cloud)
-        until = time.monotonic() + 60
+        until = time.monotonic() + 200
         while launch.view().state is not State.RUNNING and time.monotonic() < until:
             code, _, err = finished(start(cloud, *watching(cloud), "--once"))
             assert code == 0, err
@@ -165,7 +165,7 @@ def test_kills_while_jobs_are_preempted_lose_no_attempt_and_no_cost(tmp_path: Pa
 
 
 def watch_until(cloud: Toys, launch: Launch, *, attempt: int) -> None:
-    until = time.monotonic() + 90
+    until = time.monotonic() + 200
     while time.monotonic() < until:
         view = launch.view()
         if view.attempt == attempt and view.beat and view.beat.attempt == attempt:

@@ -29,6 +29,7 @@ import pytest
 
 from saccade.cloud.api import storage
 from saccade.cloud.api.transport import connect
+from saccade.cloud.fake.http import Request
 from saccade.cloud.fake.scenario import Scenario
 from saccade.cloud.fake.server import FakeCloud, serve
 from saccade.config.errors import InputError
@@ -138,6 +139,13 @@ def life(folder: Path, *, real: bool) -> Iterator[Life]:
     with serve(folder / "cloud", scenario=Scenario(container_env=inside)) as cloud:
         env = {"SACCADE_FAKE_CLOUD": cloud.url, "SACCADE_HOME": str(folder / "home"),
                "HF_TOKEN": IN_ENVIRONMENT, "SACCADE_LOG_LEVEL": "debug"}  # fmt: skip
+
+        def look(request: Request) -> None:
+            # the container waits for its answer, so both of its processes are there now
+            if "heartbeat" in f"{request.path}{request.query}" or b"heartbeat" in request.body:
+                arguments.look()
+
+        cloud.world.watchers.append(look)
         with arguments.watching():
             shown = [
                 saccade("cloud", "setup", "--yes", folder=work, env=env),
@@ -322,7 +330,7 @@ def test_the_fake_cloud_listens_on_loopback_only_and_for_local_names_only(tmp_pa
         if Path("/proc/net/tcp").is_file():
             assert addresses_of(cloud.port) == {"0100007F"}
         for host in ("evil.example", "metadata.google.internal"):
-            with socket.create_connection(("127.0.0.1", cloud.port), timeout=5) as client:
+            with socket.create_connection(("127.0.0.1", cloud.port), timeout=60) as client:
                 client.sendall(f"GET /fake/health HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
                 assert b" 403 " in client.recv(200).splitlines()[0]
     for address in ("http://0.0.0.0:8123", "http://192.168.1.2:80", "https://example.com"):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from toy_run import ForkedRun
 from saccade.config.resolve import resolve
 from saccade.training.events import read_events, step_series
 from saccade.training.run import train
+from tests.free_port import free_port
 
 RECIPES = (
     "smoke/relevance",
@@ -48,15 +48,16 @@ COMMON = (
 
 
 def start(
-    recipe: str, base: Path, folder: Path, *overrides: str, env: dict[str, str] | None = None
-) -> ForkedRun:
+    recipe: str, base: Path, folder: Path, *overrides: str, env: dict[str, str] | None = None,
+    hold: tuple[str, int] | None = None,
+) -> ForkedRun:  # fmt: skip
     def train_recipe(where: Path, more: Sequence[str]) -> Any:
         place = (f"run.root={where.parent}", f"run.name={where.name}", f"model.name={base}")
         name, *own = recipe.split()
         return train(resolve(name, overrides=[*COMMON, *own, *place, *more]))
 
     log = folder.parent / f"{folder.name}-{(env or {}).get('RANK', '0')}.log"
-    return ForkedRun(folder, overrides, env=env, log=log, train=train_recipe)
+    return ForkedRun(folder, overrides, env=env, log=log, train=train_recipe, hold=hold)
 
 
 def finish(recipe: str, base: Path, folder: Path, *overrides: str) -> Path:
@@ -81,13 +82,15 @@ def test_an_interrupted_run_equals_an_unbroken_one(
 ) -> None:
     straight = finish(recipe, base, tmp_path / "straight")
     broken = tmp_path / "broken"
-    run = start(recipe, base, broken)
-    deadline = time.monotonic() + 60
-    while not (broken / "checkpoints" / "step-3").exists():
-        assert time.monotonic() < deadline, run.output()
+    run = start(recipe, base, broken, hold=("step", 4))
+    deadline = time.monotonic() + 200
+    while not run.held.exists():
+        assert run.poll() is None and time.monotonic() < deadline, run.output()
         time.sleep(0.001)
+    assert (broken / "checkpoints" / "step-3").exists()
     run.send_signal(how)
-    assert run.wait() in (-signal.SIGKILL, 143, 0), run.output()
+    run.go_on()
+    assert run.wait() in (-signal.SIGKILL, 143), run.output()
     finish(recipe, base, broken)
     names = ("step", "loss", "metrics", "learning_rate", "grad_norm", "sample_ids")
     assert [[s[n] for n in names] for s in steps(straight)] == [
@@ -97,9 +100,7 @@ def test_an_interrupted_run_equals_an_unbroken_one(
 
 
 def two_ranks(recipe: str, base: Path, folder: Path, *overrides: str) -> Path:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     runs = []
     for rank in ("0", "1"):
         env = {

@@ -23,7 +23,7 @@ from saccade.training.events import read_events, step_series
 
 
 def wait_for(run: ForkedRun, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not condition():
         assert run.poll() is None, run.output()
         assert time.monotonic() < deadline, run.output()
@@ -85,7 +85,7 @@ def test_a_run_killed_between_steps_ends_like_the_unbroken_one(
     straight: Path, tmp_path: Path, kill_at: int
 ) -> None:
     folder = tmp_path / "run"
-    run = ForkedRun(folder)
+    run = ForkedRun(folder, hold=("step", kill_at))
     wait_for(run, lambda: len(events(folder, "step")) >= kill_at)
     run.send_signal(signal.SIGKILL)
     assert run.wait() == -signal.SIGKILL
@@ -100,9 +100,10 @@ def test_a_polite_stop_saves_at_the_step_boundary_and_exits_143(
     straight: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     folder = tmp_path / "run"
-    run = ForkedRun(folder)
-    wait_for(run, lambda: len(events(folder, "step")) >= 12)
+    run = ForkedRun(folder, hold=("step", 12))
+    wait_for(run, run.held.exists)
     run.send_signal(number)
+    run.go_on()
     assert run.wait() == 143
     (stopped,) = events(folder, "preempted")
     assert (folder / "checkpoints" / f"step-{stopped['step']}").is_dir()
@@ -120,10 +121,11 @@ def test_a_stop_during_an_evaluation_is_made_up_for(
     straight: Path, tmp_path: Path, number: signal.Signals, step: int
 ) -> None:
     folder = tmp_path / "run"
-    run = ForkedRun(folder)
-    wait_for(run, lambda: step in [event["step"] for event in events(folder, "checkpoint")])
-    time.sleep(0.02)
+    run = ForkedRun(folder, hold=("evaluation", step // 10))
+    wait_for(run, run.held.exists)
+    assert step in [event["step"] for event in events(folder, "checkpoint")]
     run.send_signal(number)
+    run.go_on()
     assert run.wait() == (143 if number == signal.SIGTERM else -number), run.output()
     assert step not in [event["step"] for event in events(folder, "eval")]
     finish(folder)
@@ -135,7 +137,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
     straight: Path, tmp_path: Path, harm: str
 ) -> None:
     folder = tmp_path / "run"
-    run = ForkedRun(folder)
+    run = ForkedRun(folder, hold=("step", 17))
     wait_for(run, lambda: len(events(folder, "checkpoint")) >= 3)
     run.send_signal(signal.SIGKILL)
     run.wait()
@@ -178,7 +180,7 @@ def test_another_batch_shape_may_continue_but_another_size_may_not(
     straight: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    run = ForkedRun(folder)
+    run = ForkedRun(folder, hold=("step", 12))
     wait_for(run, lambda: len(events(folder, "checkpoint")) >= 2)
     run.send_signal(signal.SIGKILL)
     run.wait()
@@ -203,7 +205,7 @@ def test_a_second_process_on_the_same_run_is_refused(tmp_path: Path) -> None:
 
 def test_data_loading_processes_change_nothing(straight: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    run = ForkedRun(folder, ["training.workers=2"])
+    run = ForkedRun(folder, ["training.workers=2"], hold=("step", 8))
     wait_for(run, lambda: len(events(folder, "step")) >= 7)
     run.send_signal(signal.SIGKILL)
     run.wait()
@@ -228,12 +230,13 @@ def test_a_run_that_fills_the_disk_exits_3_and_continues_when_there_is_room(
     small_disk: Path, straight: Path
 ) -> None:
     folder = small_disk / "run"
-    run = ForkedRun(folder, log=small_disk.parent / "run.log")
-    wait_for(run, lambda: len(events(folder, "checkpoint")) >= 1)
+    run = ForkedRun(folder, log=small_disk.parent / "run.log", hold=("step", 7))
+    wait_for(run, run.held.exists)
     ballast = small_disk / "ballast"
     with pytest.raises(OSError), ballast.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
+    run.go_on()
     assert run.wait() == 3, run.output()
     assert "no space left" in run.output()
     assert "is intact" in run.output()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from test_fsdp import SLOW, assert_same_losses, finished, start_two, stop_after_step_3
+from test_fsdp import HOLD, SLOW, assert_same_losses, finished, start_two, stop_after_step_3
 from test_real_recipes import start
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor
@@ -64,7 +64,7 @@ def test_a_sharded_fine_tuning_that_was_stopped_continues_in_one_process(
     alone = run_alone("smoke/sft", model, tmp_path / "alone")
     folder = tmp_path / "run"
     fsdp = "training.parallel=fsdp"
-    stop_after_step_3(folder, start_two("smoke/sft", model, folder, *EXACT, fsdp))
+    stop_after_step_3(folder, start_two("smoke/sft", model, folder, *EXACT, fsdp, hold=HOLD))
     finished(folder, [start("smoke/sft", model, folder, *EXACT, *ALONE, "training.parallel=ddp")])
     assert_same_losses(alone, folder)
 

@@ -64,7 +64,7 @@ def train_in_step_with_uploads(folder: Path, overrides: Sequence[str]) -> Any:
 
     def submit_and_wait(self: Uploads, folder: Path, *, step: int) -> None:
         submit(self, folder, step=step)
-        self.wait(60)
+        self.wait(200)
 
     Uploads.submit = submit_and_wait  # in a fork that ends with this call
     return train_toy(folder, overrides)
@@ -134,7 +134,7 @@ def test_a_stopped_run_uploads_its_last_step_before_it_leaves(
     cloud: StorageServer, tmp_path: Path
 ) -> None:
     folder = tmp_path / "one" / "toy"
-    run = start(folder, "training.save_every=100", "training.steps=200")
+    run = start(folder, "training.save_every=100", "training.steps=5000")  # it is stopped before
     while not curve(folder):
         time.sleep(0.01)
     run.send_signal(signal.SIGTERM)

@@ -27,12 +27,13 @@ from saccade.config.resolve import Resolved, resolve
 from saccade.config.schema import Config
 from saccade.data.samples import DataError, Sample
 from saccade.data.sources import SampleSource
+from saccade.training.events import EventLog
 from saccade.training.run import run_training
 from saccade.training.rundir import RunDir
 from saccade.training.trainers import SaccadeTrainer  # noqa: F401  imported once, before forking
 
 DIGITS, CLASSES = 6, 4
-FORK_LIMIT_S = 200
+FORK_LIMIT_S = 600
 """A fork has only one of its parent's threads, and may wait for a lock that another one held."""
 SETTINGS = (
     "training.steps=30", "training.batch_size=8", "training.save_every=5", "training.threads=1",
@@ -86,6 +87,7 @@ class ToyRecipe:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.evaluations = 0
         self.model = ToyModel(
             width=int(os.environ.get("TOY_WIDTH", "32")),
             dropout=float(os.environ.get("TOY_DROPOUT", "0.1")),
@@ -125,7 +127,10 @@ class ToyRecipe:
     def evaluate(self, source: SampleSource, *, limit: int) -> dict[str, float]:
         self.model.eval()
         right, seen = 0, min(limit, len(source))
+        self.evaluations += 1
         for index in range(seen):
+            if index == 2 and os.environ.get("TOY_HELD_EVALUATION") == str(self.evaluations):
+                wait_to_go_on()
             batch = self.collate([source[index]])
             noise = torch.rand(100_000).sort().values  # draws, and takes time to be killed in
             features = self.model.embed(batch["input_ids"]).flatten(1)
@@ -169,6 +174,25 @@ Train = Callable[[Path, Sequence[str]], Any]
 """Something that trains in a folder with overrides: the toy, or a real recipe."""
 
 
+def wait_to_go_on() -> None:
+    """Stand still, and say so, until the test has done what must fall into this moment."""
+    Path(os.environ["TOY_HELD"]).touch()
+    while not Path(os.environ["TOY_GO_ON"]).exists():
+        time.sleep(0.005)
+
+
+def hold_after(kind: str, step: int) -> None:
+    """Let the run stand still once this event of this step is in its log."""
+    append = EventLog.append
+
+    def append_and_wait(self: EventLog, type: str, **fields: Any) -> None:
+        append(self, type, **fields)
+        if (type, fields.get("step")) == (kind, step):
+            wait_to_go_on()
+
+    EventLog.append = append_and_wait  # in a fork that ends with its run
+
+
 def main(folder: Path, overrides: Sequence[str], train: Train = train_toy) -> int:
     """Train, and return the exit code that the command line would."""
     try:
@@ -183,7 +207,11 @@ def main(folder: Path, overrides: Sequence[str], train: Train = train_toy) -> in
 
 
 class ForkedRun:
-    """The same in a fork of this process: real signals and real deaths without a new import."""
+    """The same in a fork of this process: real signals and real deaths without a new import.
+
+    With `hold` (a type of event and a step) the run stands still after that event, or in the
+    evaluation of that number, so that what a test does next cannot come too late.
+    """
 
     def __init__(
         self,
@@ -193,15 +221,24 @@ class ForkedRun:
         env: Mapping[str, str] | None = None,
         log: Path | None = None,
         train: Train = train_toy,
+        hold: tuple[str, int] | None = None,
     ) -> None:
         self.log = log or folder.with_suffix(".log")
         self.code: int | None = None
+        self.held, self.on = self.log.with_suffix(".held"), self.log.with_suffix(".on")
+        for file in (self.held, self.on):
+            file.unlink(missing_ok=True)
         self.pid = os.fork()
         if self.pid:
             return
         code = 1
         try:
             os.environ.update(env or {})
+            os.environ |= {"TOY_HELD": str(self.held), "TOY_GO_ON": str(self.on)}
+            if hold and hold[0] == "evaluation":
+                os.environ["TOY_HELD_EVALUATION"] = str(hold[1])
+            elif hold:
+                hold_after(*hold)
             output = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             for stream in (1, 2):
                 os.dup2(output, stream)
@@ -227,6 +264,10 @@ class ForkedRun:
     def send_signal(self, sig: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, sig)
+
+    def go_on(self) -> None:
+        """Let a run that was held continue."""
+        self.on.touch()
 
     def output(self) -> str:
         return self.log.read_text("utf-8")

@@ -81,12 +81,12 @@ def test_the_same_command_continues_an_interrupted_ablation(
     assert whole.code == 0, whole.err
     process = start(tmp_path / "broken", *settings)
     run = Path("runs/ablate-try/noise/seed-0")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 280
     while not (tmp_path / "broken" / run / "checkpoints" / "step-2").exists():
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(how)
-    _, messages = process.communicate(timeout=120)
+    _, messages = process.communicate(timeout=280)
     assert process.returncode == (-how if how == signal.SIGKILL else 143), messages
     assert "Traceback" not in messages
     assert not (tmp_path / "broken" / run / "DONE").exists()

@@ -92,5 +92,5 @@ def test_ctrl_c_outside_training_leaves_with_130_and_no_traceback(tmp_path: Path
     assert "checking train" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     rest = process.stderr.read()
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=200) == 130
     assert "Traceback" not in rest

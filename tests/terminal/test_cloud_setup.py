@@ -66,7 +66,7 @@ def test_a_bucket_with_finished_runs_needs_its_name(cloud: FakeCloud, tmp_path: 
 
     assert call(cloud, tmp_path, "setup", "--yes").code == 0
     url = f"{cloud.url}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name=runs/best/DONE"
-    assert requests.post(url, data=b"{}", timeout=5).ok
+    assert requests.post(url, data=b"{}", timeout=60).ok
     dry = call(cloud, tmp_path, "teardown", "--dry-run")
     assert dry.code == 0
     assert "1 finished run(s): best" in dry.err

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ import pytest
 
 from saccade.cloud.api import custom_jobs
 from saccade.cloud.api.transport import connect
+from saccade.cloud.fake.faults import call_line
+from saccade.cloud.fake.http import Request
 from saccade.cloud.fake.scenario import Scenario
 from saccade.cloud.fake.server import FakeCloud, serve
 from saccade.launch.log import Launch
@@ -76,7 +78,7 @@ def start(*words: str, folder: Path, env: dict[str, str]) -> subprocess.Popen[st
 
 
 def until(condition: Callable[[], Any], *, process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 240
+    end = time.monotonic() + 400
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "waited in vain"
@@ -88,15 +90,33 @@ def kill_all(process: subprocess.Popen[str]) -> None:
     found = [process.pid]
     for pid in found:
         tasks = Path(f"/proc/{pid}/task/{pid}/children")
-        found += [int(word) for word in tasks.read_text().split()]
+        with suppress(OSError):  # it has just ended
+            found += [int(word) for word in tasks.read_text().split()]
     for pid in found:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it may end with the one before
+            os.kill(pid, signal.SIGKILL)
     process.communicate()
 
 
 def slow_downloads(cloud: FakeCloud, *, seconds: float = 0.4) -> None:
     cloud.add_fault(r"GET .*final.*part-.*alt=media", status="slow", seconds=seconds,
                     times="always")  # fmt: skip
+
+
+def stop_at(cloud: FakeCloud, match: str) -> None:
+    """Let these calls hang, so that whoever makes them is killed in the middle of its work."""
+    cloud.add_fault(match, status="slow", seconds=100, times="always")
+
+
+def stop_once_finished(cloud: FakeCloud, match: str) -> None:
+    """The same once a run is DONE: until then it is the job that reads what it has written."""
+
+    def watch(request: Request) -> None:
+        said = call_line(request) + request.body[:4096].decode("utf-8", "replace")
+        if request.method in ("POST", "PUT") and "/DONE" in said:
+            stop_at(cloud, match)
+
+    cloud.world.watchers.append(watch)
 
 
 def jobs_of(cloud: FakeCloud) -> int:
@@ -157,11 +177,12 @@ def test_the_next_stage_reads_what_a_launched_one_made_also_after_a_kill_in_the_
         assert done.code == 0, done.err
     assert {row["stage"]: row["metrics"] for row in json.loads(done.out)}["read"] == {"files": 8}
     with toy_cloud(pair(killed), step_seconds=0.1) as (cloud, env):
-        slow_downloads(cloud)
+        stop_once_finished(cloud, r"GET .*final.*part-[3-7].*alt=media")
         process = start(*words, folder=killed, env=env)
         staged = f"runs/pair/train-*/{AREA}/model/part-2.bin"
         until(lambda: list(killed.glob(staged)), process=process)
         kill_all(process)
+        cloud.world.faults.clear()
         (stage,) = (killed / "runs" / "pair").glob("train-*")
         assert not (stage / "DONE").exists()
         assert not (stage / "model" / "part-0.bin").exists()
@@ -222,10 +243,11 @@ def test_a_launched_stage_reads_what_the_one_before_made_also_after_a_kill_in_th
     (config,) = (calm / "runs" / "chain").glob("second-*/config.yaml")
     assert config.parent.name + "/inputs/first.model\n" in config.read_text()
     with toy_cloud(chain(killed), step_seconds=0.05) as (cloud, env):
-        cloud.add_fault(r"GET .*inputs.*part-", status="slow", seconds=0.3, times="always")
+        stop_at(cloud, r"GET .*inputs.*part-[5-7]")
         process = start(*words, folder=killed, env=env)
         until(lambda: cloud.calls(r"GET .*inputs.*part-4"), process=process)
         kill_all(process)
+        cloud.world.faults.clear()
         assert jobs_of(cloud) == 1
         there = open_store("gs://fake-project-saccade-us-central1", env=env).names("inputs/")
         assert there

@@ -29,6 +29,7 @@ from saccade.cloud.fake.server import FakeCloud, serve
 from saccade.config.errors import InputError
 from saccade.config.resolve import resolve, to_yaml
 from saccade.launch.entry import Job, Place, training_command
+from tests.free_port import free_port
 
 SOURCE = Path(__file__).parents[2] / "src"
 CANARY = "canary-7d1f0b42aa"
@@ -43,7 +44,7 @@ signal.signal(signal.SIGTERM, stop)
 print("stub", sys.argv[1:], flush=True)
 print("secret", os.environ.get("HF_TOKEN") == os.environ.get("STUB_EXPECTS"), flush=True)
 if os.environ.get("STUB_WAITS"):
-    time.sleep(60)
+    time.sleep(600)
 if os.environ.get("STUB_KILLS_ITSELF"):
     os.kill(os.getpid(), signal.SIGKILL)
 sys.exit(int(os.environ.get("STUB_EXIT", "0")))
@@ -167,19 +168,19 @@ def test_sigterm_reaches_the_training_and_is_143(cloud: Cloud) -> None:
         lines.append(process.stdout.readline())
         assert lines[-1], lines
     process.send_signal(signal.SIGTERM)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=200)
     assert process.returncode == 143
     assert "stub stops" in rest
 
 
 def test_sigterm_before_training_is_143_too(cloud: Cloud) -> None:
     cloud.fake.add_fault("GET .*launches", status="slow", seconds=3.0)
-    process = cloud.start()
+    process = cloud.start(STUB_WAITS="1")  # should the training begin before the signal is sent
     assert process.stdout is not None
     process.stdout.readline()
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     assert process.returncode == 143
 
 
@@ -306,11 +307,7 @@ def test_a_count_that_is_no_number_is_the_users() -> None:
 
 @pytest.mark.slow
 def test_two_machines_train_one_run(cloud: Cloud, tmp_path: Path) -> None:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     pools = {"workerpool0": [f"127.0.0.1:{port}"], "workerpool1": ["127.0.0.1:1"]}
     processes = []
     for pool in pools:

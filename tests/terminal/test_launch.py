@@ -86,9 +86,9 @@ def test_a_job_that_dies_early_ends_with_its_log_and_its_exit_code(tmp_path: Pat
 
 
 def test_leaving_a_watch_leaves_the_job_and_cancel_ends_it(tmp_path: Path) -> None:
-    words = (*WORDS, "training.steps=5000")
+    words = (*WORDS, "training.steps=100000")  # it does not end by itself
     watching = start(*words, "--yes", folder=tmp_path)
-    until = time.monotonic() + 120
+    until = time.monotonic() + 400
     found: list[dict[str, Any]] = []
     while time.monotonic() < until:
         found = rows(tmp_path) if (tmp_path / "runs" / ".launches").exists() else []

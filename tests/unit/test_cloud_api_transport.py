@@ -33,7 +33,10 @@ from saccade.cloud.api.transport import (
 )
 from saccade.config.errors import InputError
 
-QUICK = Patience(deadline_s=2.0, base_s=0.01, longest_s=0.05, timeout_s=5.0)
+QUICK = Patience(deadline_s=40.0, base_s=0.01, longest_s=0.05, timeout_s=60.0)
+"""Tries again soon, and however slow this machine is, a few failures are survived."""
+SHORT = Patience(deadline_s=0.5, base_s=0.01, longest_s=0.05, timeout_s=60.0)
+"""Gives up soon, for what does not get better."""
 Answer = tuple[Any, ...] | None  # status, body, and headers if any
 
 
@@ -200,7 +203,7 @@ def test_retries_end_at_the_deadline_and_say_how_long(script: Scripted, google: 
     script.answers = [error(503, "The service is currently unavailable.")] * 1000
     start = time.monotonic()
     with pytest.raises(Unreachable, match=r"Secret Manager did not answer \(\d+ tries") as caught:
-        read(google)
+        read(google.patient(SHORT))
     assert time.monotonic() - start < 30.0
     assert "is not affected" in str(caught.value)
     assert caught.value.status == 503
@@ -279,7 +282,7 @@ def test_an_operation_is_polled_through_failures_until_done(
     done = (200, {"name": "operations/o", "done": True, "response": {"name": "made"}})
     script.answers = [running, *[error(503, "busy")] * 3, running, done]
     operation = LongOperation(google, "serviceusage", "operations/o")
-    assert operation.wait(timeout_s=5.0, poll_s=0.01) == {"name": "made"}
+    assert operation.wait(timeout_s=60.0, poll_s=0.01) == {"name": "made"}
 
 
 def test_a_failed_operation_raises_the_error_it_carries(script: Scripted, google: Google) -> None:
@@ -407,7 +410,7 @@ def test_a_token_server_out_of_reach_is_no_fault_of_the_login(
     assert read(with_token(script, Flaky(), monkeypatch)) == {"name": "hf"}
     limit = 10**9
     with pytest.raises(Unreachable, match="did not answer"):
-        read(with_token(script, Flaky(), monkeypatch))
+        read(with_token(script, Flaky(), monkeypatch).patient(SHORT))
 
 
 def test_a_netrc_entry_does_not_replace_the_token(

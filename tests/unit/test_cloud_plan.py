@@ -279,7 +279,7 @@ def test_finished_runs_are_found_before_a_bucket_goes(tmp_path: Path) -> None:
 def test_running_jobs_are_stopped_first(tmp_path: Path) -> None:
     from saccade.cloud.api import custom_jobs
 
-    container = {"imageUri": "any", "command": ["python", "-c", "import time; time.sleep(60)"]}
+    container = {"imageUri": "any", "command": ["python", "-c", "import time; time.sleep(600)"]}
     pool = {"machineSpec": {"machineType": "n1-standard-4"}, "replicaCount": "1"}
     body = {
         "displayName": "a run",

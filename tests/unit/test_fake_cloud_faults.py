@@ -92,7 +92,7 @@ def test_every_call_is_recorded_with_its_number_and_outcome(cloud: FakeCloud) ->
 
 
 def test_a_reset_forgets_everything_and_ends_jobs(cloud: FakeCloud) -> None:
-    path = create(cloud, job_body("import time\ntime.sleep(60)"))
+    path = create(cloud, job_body("import time\ntime.sleep(600)"))
     until(cloud, path, "RUNNING")
     good(cloud, "POST", f"/storage/v1/b?project={PROJECT}", {"name": "some-bucket"})
     cloud.add_fault("x", status=503)
@@ -106,7 +106,7 @@ def test_a_reset_forgets_everything_and_ends_jobs(cloud: FakeCloud) -> None:
 
 def test_only_this_machine_is_served(cloud: FakeCloud) -> None:
     for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}):
-        connection = http.client.HTTPConnection("127.0.0.1", cloud.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", cloud.port, timeout=100)
         connection.request("GET", "/fake/health", headers=headers)
         assert connection.getresponse().status == 403
         connection.close()
@@ -119,12 +119,12 @@ def test_only_this_machine_is_served(cloud: FakeCloud) -> None:
     }
     for address in addresses:
         with pytest.raises(OSError):
-            socket.create_connection((str(address), cloud.port), timeout=1).close()
+            socket.create_connection((str(address), cloud.port), timeout=5).close()
 
 
 def test_unknown_paths_and_broken_bodies_are_the_clients_fault(cloud: FakeCloud) -> None:
     assert call(cloud, "GET", "/v1/nothing/here")[0] == 404
-    connection = http.client.HTTPConnection("127.0.0.1", cloud.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", cloud.port, timeout=100)
     connection.request("POST", f"{PLACE}/customJobs", body=b"{not json")
     answer = connection.getresponse()
     assert answer.status == 400

@@ -140,11 +140,17 @@ def test_a_run_that_is_not_there_yet_is_said_so(store: Store, tmp_path: Path) ->
 class SlowFolder(FolderStore):
     """A store that leaves time to be killed in."""
 
+    stands_still_after: int | None = None
+    """After so many files it gives no more: whoever waits for it is surely killed."""
+
     def fetch(self, name: str, target: Path) -> None:
         """Copy a file out, half of it at first."""
         content = self.read(name) or b""
         target.write_bytes(content[: len(content) // 2])
-        time.sleep(0.02)
+        left = self.stands_still_after
+        time.sleep(0.02 if left is None or left > 0 else 600)
+        if left is not None:
+            self.stands_still_after = left - 1
         super().fetch(name, target)
 
 
@@ -158,11 +164,13 @@ def test_a_fetch_that_is_killed_again_and_again_ends_like_one_that_was_not(
     chance, home, kills = random.Random(seed), tmp_path / "home", 0
     slow, forked = SlowFolder(tmp_path / "store"), multiprocessing.get_context("fork")
     while True:
+        slow.stands_still_after = chance.randrange(3) if kills < 3 else None
         process = forked.Process(
             target=fetch_run, args=(slow,), kwargs={"name": NAME, "to": home, "say": quiet}
         )
         process.start()
-        process.join(chance.uniform(0.01, 0.1))
+        # longer each time: a slow machine needs some progress between two kills
+        process.join(chance.uniform(0.01, 0.1) * (1 + kills / 5))
         if process.exitcode is not None:
             break
         process.kill()

@@ -25,7 +25,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def until(true: Callable[[], object]) -> None:
-    patience = time.monotonic() + 10
+    patience = time.monotonic() + 100
     while not true():
         assert time.monotonic() < patience
         time.sleep(0.005)

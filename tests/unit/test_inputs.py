@@ -133,16 +133,19 @@ def test_what_is_gone_from_the_store_is_sent_again_and_damage_is_named(
 class SlowFolder(FolderStore):
     """A store that leaves time to be killed in."""
 
+    stands_still = False
+    """It takes and gives no more than half a file: whoever waits for it is surely killed."""
+
     def send(self, name: str, source: Path, *, replaces: int | None = None) -> Stored:
         """Copy a file in, after a while."""
         self._aside(name).write_bytes(b"half")
-        time.sleep(0.02)
+        time.sleep(600 if self.stands_still else 0.02)
         return super().send(name, source, replaces=replaces)
 
     def fetch(self, name: str, target: Path) -> None:
         """Copy a file out, half of it at first."""
         target.write_bytes(b"half")
-        time.sleep(0.02)
+        time.sleep(600 if self.stands_still else 0.02)
         super().fetch(name, target)
 
 
@@ -159,12 +162,14 @@ def test_killed_again_and_again_it_ends_like_one_that_was_not(tmp_path: Path, se
     for target, words, more, result in calls:
         kills = 0
         while True:
+            slow.stands_still = kills == 0
             process = forked.Process(target=target, args=words, kwargs=more)
             process.start()
-            process.join(chance.uniform(0.02, 0.15))
+            # longer each time: a slow machine needs some progress between two kills
+            process.join(chance.uniform(0.02, 0.15) * (1 + kills / 5))
             if process.exitcode is not None:
                 break
-            assert not result.exists() or process.join(5) is None
+            assert not result.exists() or process.join(100) is None
             process.kill()
             process.join()
             kills += 1

@@ -78,7 +78,7 @@ def test_max_min_diversity_picks_what_brute_force_picks() -> None:
 
 
 def test_the_determinantal_choice_maximises_the_log_determinant_step_by_step() -> None:
-    cosine, relevance = cosines(drawn(8, 12, seed=1)), torch.rand(8) + 0.1
+    cosine, relevance = cosines(drawn(8, 12, seed=1)), drawn(8, seed=4).sigmoid()
     kernel = relevance[:, None] * cosine * relevance[None, :]
 
     def value(chosen: list[int], cell: int) -> float:
@@ -98,7 +98,7 @@ def test_beyond_the_rank_of_the_features_the_determinantal_choice_follows_releva
 
 
 def test_saliency_times_coverage_picks_what_brute_force_picks() -> None:
-    cosine, score = cosines(drawn(9, 4, seed=3)), torch.rand(9)
+    cosine, score = cosines(drawn(9, 4, seed=3)), drawn(9, seed=5).sigmoid()
 
     def value(chosen: list[int], cell: int) -> float:
         gain = 0.0

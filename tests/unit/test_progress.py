@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable
 
 import pytest
 from rich.console import Console
 
 from saccade.training.progress import Progress, duration, shown
 from saccade.training.threads import choose_threads, idle_cores
+
+
+def until(written: Callable[[], object]) -> None:
+    end = time.monotonic() + 100
+    while not written():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def halfway() -> Progress:
@@ -39,7 +47,7 @@ def test_an_evaluation_counts_its_samples() -> None:
 def test_a_log_file_gets_a_line_again_and_again_even_when_nothing_happens() -> None:
     out = io.StringIO()
     with shown(halfway(), Console(file=out, width=40), every_s=0.05):
-        time.sleep(0.5)
+        until(lambda: out.getvalue().count("\n") >= 4)
     lines = out.getvalue().splitlines()
     assert len(lines) >= 4
     assert all(line.startswith("step 50/100 | loss 0.2500") for line in lines)
@@ -49,9 +57,9 @@ def test_a_log_file_gets_a_line_again_and_again_even_when_nothing_happens() -> N
 def test_a_new_phase_is_shown_without_waiting_for_the_next_line() -> None:
     out, progress = io.StringIO(), halfway()
     with shown(progress, Console(file=out), every_s=60):
-        time.sleep(0.4)
+        until(lambda: "training" in out.getvalue())
         progress.begin("saving")
-        time.sleep(0.4)
+        until(lambda: "saving" in out.getvalue())
     assert [line.rsplit("| ", 1)[1] for line in out.getvalue().splitlines()] == [
         "training",
         "saving",
@@ -61,7 +69,7 @@ def test_a_new_phase_is_shown_without_waiting_for_the_next_line() -> None:
 def test_a_terminal_gets_one_live_line() -> None:
     out = io.StringIO()
     with shown(halfway(), Console(file=out, force_terminal=True, width=120)):
-        time.sleep(0.4)
+        until(lambda: "step 50/100" in out.getvalue())
     assert "step 50/100" in out.getvalue()
     assert "\x1b[?25h" in out.getvalue()  # the cursor is back
 

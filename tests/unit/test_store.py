@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -312,7 +313,7 @@ def test_only_the_newest_waiting_checkpoint_is_uploaded(tmp_path: Path) -> None:
     gate, pushed = threading.Event(), []
 
     def push(folder: Path, *, step: int) -> Any:
-        gate.wait(5)
+        gate.wait(100)
         assert verify(folder) is None  # although the run itself dropped it meanwhile
         pushed.append(step)
         return SimpleNamespace(step=step, bytes=1, seconds=0.1)
@@ -323,11 +324,11 @@ def test_only_the_newest_waiting_checkpoint_is_uploaded(tmp_path: Path) -> None:
         uploads.submit(checkpoint(run, step), step=step)
         if step == 5:
             while uploads._next is not None:
-                pass
+                time.sleep(0.001)
     assert not uploads.wait(0.05)
     gate.set()
-    assert uploads.wait(5)
-    assert uploads.close(5)
+    assert uploads.wait(100)
+    assert uploads.close(100)
     assert pushed == [5, 20]
     kinds = [report.type for report in uploads.reports()]
     assert kinds == ["upload_skipped", "upload_skipped", "upload", "upload"]
@@ -347,11 +348,11 @@ def test_a_failed_upload_is_tried_again_and_then_reported(failures: int, tmp_pat
     fake: Any = SimpleNamespace(push_checkpoint=push, push_events=lambda: None)
     uploads, run = Uploads(fake, pause_s=0.01), make_run(tmp_path)
     uploads.submit(checkpoint(run, 5), step=5)
-    assert uploads.wait(5)
+    assert uploads.wait(100)
     (report,) = uploads.reports()
     assert report.type == ("upload" if failures == 2 else "upload_failed")
     assert len(tries) == 3
-    assert uploads.close(5)
+    assert uploads.close(100)
 
 
 def test_the_store_needs_no_torch() -> None:

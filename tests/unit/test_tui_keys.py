@@ -137,7 +137,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 async def press_all(it: Session, presses: tuple[Press, ...], *, on: type[Screen]) -> None:
     """Press each key, wait for what it promises, go back."""
     for key, words, back in presses:
-        assert isinstance(it.app.screen, on), f"{key} is pressed on {it.app.screen}"
+        await it.holds(lambda: isinstance(it.app.screen, on))
         await it.press(key)
         await it.until(*words)
         await it.press(*back)
@@ -184,7 +184,7 @@ def test_the_keys_of_the_results(root: Path, started: list[list[str]]) -> None:
         for key, verb in (("b", "report"), ("v", "compare")):
             await it.press(key, "y")
             await it.until("done: verb")
-            assert started[-1] == [verb, str(root / "finished")]
+            await it.holds(lambda verb=verb: started[-1] == [verb, str(root / "finished")])
 
     session(root, steps, size=(140, 32))
 
@@ -196,10 +196,9 @@ def test_the_keys_of_the_pipelines(root: Path, started: list[list[str]]) -> None
         it.app.screen.query_one("#names", Grid).select("quickstart")
         await press_all(it, PIPELINES, on=Pipelines)
         await it.press("x", "y")
-        assert started == [["pipeline", "run", "quickstart"]]
+        await it.holds(lambda: started == [["pipeline", "run", "quickstart"]])
         await it.press("enter")
-        assert it.app.focused is not None
-        assert it.app.focused.id == "stages"
+        await it.holds(lambda: it.app.focused is not None and it.app.focused.id == "stages")
         await it.press("down")
         await it.until("report: failed; needs train; run = train.run", "no disk left")
 
@@ -218,7 +217,7 @@ def test_the_keys_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert grid.size.height == PAGE + 2
         for key, row in GRID:
             await it.press(key)
-            assert grid.key == f"run:{row}", key
+            await it.holds(lambda row=row: grid.key == f"run:{row}")
             await it.until(f"\u25b8 {row}")
         await it.press("end", "enter")
         await it.until("saccade run r59", "runs/r59")
@@ -237,12 +236,12 @@ def test_asking_is_answered_by_keys_buttons_and_the_mouse(
             await it.press("r")
             await it.until("Continue stopped?")
             await it.press("down", "pagedown", "up", "pageup", *no)
-            assert isinstance(it.app.screen, Monitor), no
+            await it.holds(lambda: isinstance(it.app.screen, Monitor))
         assert started == []
         await it.press("r")
         await it.until("Continue stopped?")
         await it.pilot.click("#yes")
-        await it.pilot.pause()
+        await it.holds(lambda: started)
         assert started == [["train", str(root / "stopped" / "config.yaml")]]
 
     session(root, steps)
@@ -269,7 +268,7 @@ def test_launches_are_cancelled_watched_continued_and_fetched_as_verbs(
         ):
             assert grid.select(row), (row, grid.keys)
             await it.press(key, "y")
-            assert started[-1] == words
+            await it.holds(lambda words=words: started and started[-1] == words)
             await it.until("done: verb")
         assert not it.app.started
         grid.select("run:lost")
@@ -335,17 +334,17 @@ def test_copy_takes_what_the_cursor_is_on(root: Path, started: list[list[str]]) 
             await it.press(key)
             await it.until(word)
             await it.press("y")
-            assert it.app.clipboard == copied
+            await it.holds(lambda copied=copied: it.app.clipboard == copied)
         await it.press("f5")
         await it.until("reading results")
         await it.press("e")
         await it.until("errors and notes")
         await it.press("y")
-        assert it.app.clipboard.startswith("reading results")
+        await it.holds(lambda: it.app.clipboard.startswith("reading results"))
         for key in ("q", "escape", "e", "question_mark"):
             await it.press(key)
-            assert not isinstance(it.app.screen, Listing), key
+            await it.holds(lambda: not isinstance(it.app.screen, Listing))
             await it.press("e")
-            assert isinstance(it.app.screen, Listing)
+            await it.holds(lambda: isinstance(it.app.screen, Listing))
 
     session(root, steps, size=(140, 32), sources=QuickSources(root=root))

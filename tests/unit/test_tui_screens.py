@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from textual.widgets import Input
 
 from saccade.launch.log import Launch
 from saccade.tui.app import PLACES
@@ -89,9 +90,9 @@ def test_number_keys_lead_to_every_screen_and_q_leads_home_and_out(root: Path) -
             await it.until(f"saccade {name}")
         for key, name, _ in PLACES[:-1]:
             await it.press(key)
-            assert it.app.current_mode == name
+            await it.holds(lambda name=name: it.app.current_mode == name)
             await it.press("q")
-            assert it.app.current_mode == "home"
+            await it.holds(lambda: it.app.current_mode == "home")
         await it.press("q")
         assert not it.app.is_running or it.app._exit
 
@@ -107,10 +108,11 @@ def test_every_key_is_in_the_help_with_what_it_does(root: Path) -> None:
             ours = [one for one in mine if not one.system and one.show]
             assert all(one.tooltip for one in ours), [one for one in ours if not one.tooltip]
             await it.press("question_mark")
-            assert isinstance(it.app.screen, Keys)
+            await it.holds(lambda: isinstance(it.app.screen, Keys) and it.app.screen.query(Grid))
             shown = {cells["what"][0] for _, cells in it.app.screen.query_one(Grid).rows}
             assert {one.tooltip for one in ours} <= shown
             await it.press("escape")
+            await it.holds(lambda: not isinstance(it.app.screen, Keys))
 
     session(root, steps)
 
@@ -138,7 +140,7 @@ def test_a_run_opens_with_facts_curve_events_and_goes_back(root: Path) -> None:
         assert it.app.base is not None
         it.app.base.query_one(Grid).select("run:finished")
         await it.press("enter")
-        assert isinstance(it.app.screen, RunScreen)
+        await it.holds(lambda: isinstance(it.app.screen, RunScreen))
         await it.until("20/40", "loss, 40 steps", "accuracy")
         await it.press("v")
         await it.until("checkpoint", "step 20, 0.0 MB")
@@ -162,7 +164,7 @@ def test_a_launch_shows_cost_age_and_that_nobody_watches(root: Path) -> None:
         assert "m" in text.partition("0.5")[2].split()[0], "the age of the heartbeat"
         it.app.base.query_one(Grid).select("launch:far-tok")  # type: ignore[union-attr]
         await it.press("c")
-        assert isinstance(it.app.screen, Ask)
+        await it.holds(lambda: isinstance(it.app.screen, Ask))
         text = await it.until("Cancel far-tok?", " so far", "step 10/100")
         await it.press("escape")
         assert not it.app.started
@@ -211,7 +213,7 @@ def test_a_source_that_fails_keeps_its_last_value_and_is_findable(root: Path) ->
         text = await it.until("! board: OSError", "No space left on device")
         assert "finished" in text
         await it.press("e")
-        assert isinstance(it.app.screen, Errors)
+        await it.holds(lambda: isinstance(it.app.screen, Errors))
         await it.until("No space left on device")
         await it.press("escape")
         sources.sick = False
@@ -247,10 +249,7 @@ def test_the_form_checks_while_typing_and_takes_only_what_is_sound(root: Path) -
         assert it.app.base.editing == "training.steps"  # type: ignore[union-attr]
         await it.press("ctrl+a", "ctrl+k", *"12")
         problem = it.app.base.query_one("#problem")  # type: ignore[union-attr]
-        end = time.monotonic() + 40
-        while problem.has_class("-on"):
-            assert time.monotonic() < end
-            await it.pilot.pause(0.05)
+        await it.holds(lambda: not problem.has_class("-on"))
         await it.press("enter")
         await it.until("saccade launch relevance training.steps=12")
         grid.select("launch.strategy")
@@ -307,15 +306,14 @@ def test_jump_and_palette_and_themes_work(root: Path) -> None:
         await it.press("ctrl+o")
         await it.until("\n a")
         await it.press("a")
-        assert it.app.focused is not None
-        assert it.app.focused.id == "glance"
+        await it.holds(lambda: it.app.focused is not None and it.app.focused.id == "glance")
         for _ in range(4):
             before = it.app.theme
             await it.press("ctrl+t")
-            assert it.app.theme != before
+            await it.holds(lambda before=before: it.app.theme != before)
             await it.until("finished", f"theme: {it.app.theme}")
         await it.press("ctrl+p")
-        await it.pilot.pause(0.3)
+        await it.holds(lambda: isinstance(it.app.focused, Input))
         await it.press(*"go to mon")
         await it.until("go to monitor")
         await it.press("enter")

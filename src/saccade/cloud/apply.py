@@ -31,7 +31,7 @@ RACE_S = 10.0
 """How long a step is repeated after a lost answer or a concurrent change."""
 SILENT_STEPS = 2
 """After so many steps without any answer the rest is not tried: each would wait its full time."""
-FAKE_SHARE = 0.02
+FAKE_SHARE = 0.2
 """The local stand-in is waited for this much as long."""
 
 

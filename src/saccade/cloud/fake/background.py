@@ -22,7 +22,8 @@ from typing import Any
 
 from saccade.config.errors import OutsideError
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
+ANSWER_SECONDS = 20.0
 IDLE_SECONDS = 2 * 3600.0
 
 
@@ -39,7 +40,9 @@ def running(state: Path) -> str | None:
     if known is None:
         return None
     try:
-        with urllib.request.urlopen(f"{known['url']}/fake/health", timeout=5) as answer:
+        with urllib.request.urlopen(
+            f"{known['url']}/fake/health", timeout=ANSWER_SECONDS
+        ) as answer:
             said = json.loads(answer.read())
     except (OSError, ValueError):
         return None
@@ -90,7 +93,7 @@ def ensure_running(
         )
 
 
-def stop(state: Path | None = None, *, within: float = 20.0) -> bool:
+def stop(state: Path | None = None, *, within: float = 60.0) -> bool:
     """End the server of a state folder and its containers; says whether there was one."""
     folder = (state or default_state()).resolve()
     known = _server_file(folder)

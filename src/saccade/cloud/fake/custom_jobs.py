@@ -140,9 +140,10 @@ def mount_jobs(router: Router, world: World, jobs: JobTable) -> None:
             "_place": jobs.next_place(),
             CREATED: world.now(),
         }
-        world.store.put(JOBS, job_id, job)
         answer = wire.reply(request, public(job), JOB)
-        jobs.begin(job)
+        with world.store.together():  # whoever finds the job can cancel it
+            world.store.put(JOBS, job_id, job)
+            jobs.begin(job)
         return answer
 
     def cancel(request: Request, project: str, region: str, id: str) -> Response:

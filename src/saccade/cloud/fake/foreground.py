@@ -17,6 +17,9 @@ from saccade.cloud.fake.scenario import Scenario, load
 from saccade.cloud.fake.server import FakeCloud, serve
 from saccade.config.errors import OutsideError
 
+FIRST_CALL_SECONDS = 60.0
+"""How long whoever started a server may take to call it; until then it is not idle."""
+
 
 def run(
     state: Path,
@@ -41,9 +44,12 @@ def run(
         signal.signal(number, end)
     with _serve(state, port=port, scenario=wanted) as cloud:
         announce(cloud)
+        begun = cloud.last_request
         while not ended.wait(1.0):
-            quiet = time.time() - cloud.last_request
-            if idle is not None and quiet > idle and not cloud.jobs.busy():
+            if idle is None:
+                continue
+            longest = idle if cloud.last_request > begun else max(idle, FIRST_CALL_SECONDS)
+            if time.time() - cloud.last_request > longest and not cloud.jobs.busy():
                 return
 
 

@@ -174,6 +174,9 @@ class JobRun(threading.Thread):
 
     def _enter_running(self, until: Until) -> None:
         """Start the containers unless they run, then wait for what ends the phase."""
+        # Before anyone can see that the job runs: what is done upon that must not be missed.
+        self._wanted = until
+        self._signals.clear()
         if self.containers is None:
             while not self.has_slot:
                 self._check()
@@ -197,8 +200,6 @@ class JobRun(threading.Thread):
         begin = time.monotonic()
         forever = not until.model_fields_set
         timeout = wire.seconds(self._job()["jobSpec"]["scheduling"]["timeout"]) or 0.0
-        self._signals.clear()
-        self._wanted = until
         while True:
             self._check()
             self._check_containers()

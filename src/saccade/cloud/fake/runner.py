@@ -64,7 +64,7 @@ class Replica:
                 stdin.write(letter)
                 stdin.flush()
 
-    def finish(self, *, within: float = 5.0) -> int:
+    def finish(self, *, within: float = 30.0) -> int:
         """Kill what still runs and wait until all output is read."""
         if self.poll() is None:
             self.order(b"K")

@@ -27,7 +27,7 @@ from saccade.launch.states import State
 from saccade.launch.targets.base import Settings
 from saccade.training.rundir import read_json
 
-START_PATIENCE_S = 20.0
+START_PATIENCE_S = 60.0
 """How long a keeper may take to say that it runs."""
 LEAST_DISK_GB = 2
 JOB_VARIABLES = ("SACCADE_LOG_LEVEL", "SACCADE_FAKE_CLOUD", "SACCADE_HOME", "SACCADE_BUCKET")
@@ -124,6 +124,7 @@ class LocalTarget:
         """Return whole lines after the cursor, which is a position in the log file."""
         path = Path(handle.id) / "log"
         position = int(cursor or 0)
+        over = not self._runs(handle)  # asked first: what is read after its end is all there is
         try:
             with path.open("rb") as file:
                 file.seek(position)
@@ -132,7 +133,7 @@ class LocalTarget:
         except FileNotFoundError:
             return [], cursor
         whole = content.rfind(b"\n") + 1
-        if not self._runs(handle):
+        if over:
             whole = len(content)
         text = content[:whole].decode("utf-8", "replace")
         lines = [LogLine(time=moment, text=line) for line in text.splitlines()]
