@@ -31,7 +31,7 @@ from saccade.config.shards import EncodedSource
 from saccade.data.shards.manifest import read_manifest
 from saccade.data.shards.puzzles import EncodedPuzzles
 from saccade.training.batches import order_of
-from saccade.training.events import read_events, step_series
+from saccade.training.events import EventLog, read_events, step_series
 from saccade.training.run import train
 from tests.toy_shards import builder, config, digests
 
@@ -58,14 +58,47 @@ def harness() -> ModuleType:
     return module
 
 
+def stand_still_from(step: int, *, until: Path) -> None:
+    """Rest after each step from this one on, until a file is there or somebody asks to stop.
+
+    So a training that is killed again and again does not end before it was killed often enough,
+    however slow its killer is.
+    """
+    append = EventLog.append
+
+    def append_and_rest(self: EventLog, type: str, **fields: Any) -> None:
+        append(self, type, **fields)
+        if type != "step" or fields["step"] < step:
+            return
+        asked: list[int] = []
+        before = signal.getsignal(signal.SIGTERM)
+        assert callable(before)
+
+        def note(number: int, frame: Any) -> None:
+            asked.append(number)
+            before(number, frame)
+
+        signal.signal(signal.SIGTERM, note)
+        while not asked and not until.exists():
+            time.sleep(0.005)
+        signal.signal(signal.SIGTERM, before)
+
+    EventLog.append = append_and_rest  # in a fork that ends with its run
+
+
 class Forks:
     """A builder with a toy encoder and a training beside it, as two forks."""
 
     waits_in_vain = False
 
-    def __init__(self, folder: Path, *, steps: int, batch_seconds: float) -> None:
+    def __init__(
+        self, folder: Path, *, steps: int, batch_seconds: float, held_for: int = 0
+    ) -> None:
+        """With `held_for` training stands still for each of its last steps, as many of them."""
         self.shards, self.run = folder / "shards", folder / "run"
         self.steps, self.batch_seconds = steps, batch_seconds
+        self.last_goal = steps - 1 - held_for
+        self.go_on = folder / "go-on"
         self.sides: dict[str, ForkedRun] = {}
         folder.mkdir()
 
@@ -78,6 +111,8 @@ class Forks:
         place = [f"run.root={folder.parent}", f"run.name={folder.name}"]
         data = [f"data.{split}.path={self.shards}" for split in ("train", "eval")]
         every = [f"training.steps={self.steps}", "training.eval_every=20"]
+        if self.last_goal < self.steps - 1:
+            stand_still_from(self.last_goal, until=self.go_on)
         return train(resolve("recursion", overrides=[*SMALL, *place, *data, *every]))
 
     def start(self) -> None:
@@ -102,6 +137,7 @@ class Forks:
 
     def finish(self) -> None:
         """Let both come to their end."""
+        self.go_on.touch()
         self.start()
         for side in self.sides.values():
             assert side.wait() == 0, side.output()
@@ -112,7 +148,7 @@ class Command:
 
     def __init__(self, folder: Path, *, steps: int) -> None:
         self.folder, self.shards, self.run = folder, folder / "shards", folder / "run"
-        self.steps = steps
+        self.steps, self.last_goal = steps, steps - 1
         self.process: subprocess.Popen[bytes] | None = None
         self.waits_in_vain = False
         """Its builder was killed, so the training gets no further."""
@@ -188,7 +224,7 @@ def torment(
 ) -> Counter[str]:
     """Kill one side or both, so often; returns how often each kind landed."""
     landed: Counter[str] = Counter()
-    for kind in itertools.cycle(KINDS):
+    for kind in itertools.islice(itertools.cycle(KINDS), 10 * kills):
         if landed.total() >= kills:
             return landed
         if kind != "trainer" and is_finished(pair.shards):
@@ -196,7 +232,7 @@ def torment(
         pair.start()
         now = harness.last_of(pair.run, "checkpoint")
         room = max(1, (pair.steps - now) // (kills - landed.total() + 1))
-        goal_steps = min(pair.steps - 1, now + chance.randint(1, 2 * room))
+        goal_steps = min(pair.last_goal, now + chance.randint(1, 2 * room))
         goal_built = built(pair.shards) + chance.choice([0, 4, 8])
 
         def reached(
@@ -214,7 +250,7 @@ def torment(
             number = chance.choice([signal.SIGKILL, signal.SIGTERM])
             if kind in (side, "both") and pair.kill(side, number):
                 landed[kind] += 1
-    raise AssertionError("a cycle never ends")
+    raise AssertionError(f"all was done before it could be killed {kills} times: {landed}")
 
 
 def is_finished(folder: Path) -> bool:
@@ -256,7 +292,7 @@ def test_four_kills_of_training_and_builder_change_nothing(
     harness: ModuleType, tmp_path: Path, seed: int
 ) -> None:
     whole = Forks(tmp_path / "whole", steps=60, batch_seconds=0.02)
-    killed = Forks(tmp_path / "killed", steps=60, batch_seconds=0.3)
+    killed = Forks(tmp_path / "killed", steps=60, batch_seconds=0.3, held_for=8)
     whole.finish()
     landed = torment(killed, harness, kills=4, chance=random.Random(seed))
     killed.finish()
@@ -269,7 +305,7 @@ def test_twenty_kills_of_training_and_builder_change_nothing(
     harness: ModuleType, tmp_path: Path
 ) -> None:
     whole = Forks(tmp_path / "whole", steps=120, batch_seconds=0.02)
-    killed = Forks(tmp_path / "killed", steps=120, batch_seconds=1.0)
+    killed = Forks(tmp_path / "killed", steps=120, batch_seconds=1.0, held_for=30)
     whole.finish()
     landed = torment(killed, harness, kills=20, chance=random.Random(2026))
     killed.finish()
