@@ -109,9 +109,12 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--alone-batches", type=int, default=40)
     parser.add_argument("--batches-per-shard", type=int, default=100)
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="write JSON there")
     parser.add_argument("--build", type=Path, default=None, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.out is not None and given.out.is_dir():
+        parser.error(f"--out: {given.out} is a folder; name a file in it")
+    return given
 
 
 def rows(alone: dict[str, float], first: dict[str, Any], again: dict[str, Any]) -> dict[str, str]:
