@@ -25,6 +25,7 @@ from saccade.launch.drive import Driver, tick
 from saccade.launch.states import State
 from saccade.launch.targets import fake as fake_target
 from saccade.launch.view import LaunchView
+from tests.cloud_project import PATIENT
 from tests.toy_jobs import Toys, toys
 
 FAULTS: dict[str, dict[str, Any]] = {
@@ -38,8 +39,6 @@ ONCE = ("an outage", "a lost answer", "too many requests")
 """What must be survived without a second command."""
 HASTY = Patience(deadline_s=1.0, base_s=0.01, longest_s=0.05, timeout_s=60.0)
 """Gives up soon, so that a call that fails for good costs no minutes."""
-PATIENT = Patience(deadline_s=60.0, base_s=0.01, longest_s=0.05, timeout_s=60.0)
-"""Survives one fault, however slow this machine is."""
 given = [PATIENT]
 """The patience of new connections."""
 

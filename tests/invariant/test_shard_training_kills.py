@@ -24,14 +24,14 @@ from typing import Any
 
 import pytest
 import torch
-from toy_run import ForkedRun
+from toy_run import ForkedRun, after_each_event
 
 from saccade.config.resolve import resolve
 from saccade.config.shards import EncodedSource
 from saccade.data.shards.manifest import read_manifest
 from saccade.data.shards.puzzles import EncodedPuzzles
 from saccade.training.batches import order_of
-from saccade.training.events import EventLog, read_events, step_series
+from saccade.training.events import read_events, step_series
 from saccade.training.run import train
 from tests.toy_shards import builder, config, digests
 
@@ -64,11 +64,9 @@ def stand_still_from(step: int, *, until: Path) -> None:
     So a training that is killed again and again does not end before it was killed often enough,
     however slow its killer is.
     """
-    append = EventLog.append
 
-    def append_and_rest(self: EventLog, type: str, **fields: Any) -> None:
-        append(self, type, **fields)
-        if type != "step" or fields["step"] < step:
+    def rest(kind: str, at: Any) -> None:
+        if kind != "step" or at < step:
             return
         asked: list[int] = []
         before = signal.getsignal(signal.SIGTERM)
@@ -83,7 +81,7 @@ def stand_still_from(step: int, *, until: Path) -> None:
             time.sleep(0.005)
         signal.signal(signal.SIGTERM, before)
 
-    EventLog.append = append_and_rest  # in a fork that ends with its run
+    after_each_event(rest)
 
 
 class Forks:

@@ -181,16 +181,20 @@ def wait_to_go_on() -> None:
         time.sleep(0.005)
 
 
-def hold_after(kind: str, step: int) -> None:
-    """Let the run stand still once this event of this step is in its log."""
+def after_each_event(then: Callable[[str, Any], None]) -> None:
+    """Call with the kind and the step of every event once it is in the log."""
     append = EventLog.append
 
-    def append_and_wait(self: EventLog, type: str, **fields: Any) -> None:
+    def append_and_call(self: EventLog, type: str, **fields: Any) -> None:
         append(self, type, **fields)
-        if (type, fields.get("step")) == (kind, step):
-            wait_to_go_on()
+        then(type, fields.get("step"))
 
-    EventLog.append = append_and_wait  # in a fork that ends with its run
+    EventLog.append = append_and_call  # in a fork that ends with its run
+
+
+def hold_after(kind: str, step: int) -> None:
+    """Let the run stand still once this event of this step is in its log."""
+    after_each_event(lambda type, at: wait_to_go_on() if (type, at) == (kind, step) else None)
 
 
 def main(folder: Path, overrides: Sequence[str], train: Train = train_toy) -> int:

@@ -228,7 +228,7 @@ def test_a_container_that_ignores_sigterm_is_killed_when_the_grace_ends(cloud: F
     begin = time.monotonic()
     cloud.preempt(path.rpartition("/")[2], grace=0.3)
     until(cloud, path, "FAILED")
-    assert 0.25 < time.monotonic() - begin < 200
+    assert 0.25 < time.monotonic() - begin < 25, "its own grace ended it, not the usual 30 seconds"
     assert gone(int(log_of(cloud, path)[0]))
 
 

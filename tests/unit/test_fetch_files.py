@@ -20,6 +20,7 @@ from saccade.training.finals import AREA
 from saccade.training.mirror import Mirror
 from saccade.training.rundir import RunDir
 from saccade.training.store import FolderStore, Store, StoreError, open_store
+from tests.slow_store import SlowFolder
 from tests.storage_server import StorageServer
 from tests.toy_trainer import digest_files, train
 
@@ -135,23 +136,6 @@ def test_a_run_that_is_not_there_yet_is_said_so(store: Store, tmp_path: Path) ->
     with pytest.raises(OutsideError, match="nothing is there yet"):
         fetch_run(store, name=NAME, to=tmp_path / "home", say=quiet)
     assert not (tmp_path / "home").exists()
-
-
-class SlowFolder(FolderStore):
-    """A store that leaves time to be killed in."""
-
-    stands_still_after: int | None = None
-    """After so many files it gives no more: whoever waits for it is surely killed."""
-
-    def fetch(self, name: str, target: Path) -> None:
-        """Copy a file out, half of it at first."""
-        content = self.read(name) or b""
-        target.write_bytes(content[: len(content) // 2])
-        left = self.stands_still_after
-        time.sleep(0.02 if left is None or left > 0 else 600)
-        if left is not None:
-            self.stands_still_after = left - 1
-        super().fetch(name, target)
 
 
 @pytest.mark.parametrize("seed", range(3))

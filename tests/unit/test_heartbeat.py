@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from saccade.training.heartbeat import FILE, Heartbeat
 from saccade.training.mirror import Uploaded
 from saccade.training.progress import Progress
 from saccade.training.store import StoreError, open_store
+from tests.waiting import until
 
 
 def beating(folder: Path, **settings: Any) -> tuple[Progress, Heartbeat]:
@@ -22,13 +21,6 @@ def beating(folder: Path, **settings: Any) -> tuple[Progress, Heartbeat]:
 
 def read(folder: Path) -> dict[str, Any]:
     return json.loads((folder / FILE).read_text())
-
-
-def until(true: Callable[[], object]) -> None:
-    patience = time.monotonic() + 100
-    while not true():
-        assert time.monotonic() < patience
-        time.sleep(0.005)
 
 
 def test_it_beats_at_once_and_goes_on_without_the_loop(tmp_path: Path) -> None:

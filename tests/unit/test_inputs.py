@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import random
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from saccade.launch.inputs import Input, bring_back, findings, point_at, read_in
 from saccade.pipeline.artifacts import digest_of
 from saccade.training.inputs import at_work, bring_inputs, placed
 from saccade.training.rundir import RunDir
-from saccade.training.store import FolderStore, Store, Stored, StoreError, open_store
+from saccade.training.store import Store, StoreError, open_store
+from tests.slow_store import SlowFolder
 from tests.storage_server import StorageServer
 from tests.toy_trainer import digest_files
 
@@ -130,25 +130,6 @@ def test_what_is_gone_from_the_store_is_sent_again_and_damage_is_named(
         bring_inputs(store, ["../x"], work=tmp_path / "other", say=quiet)
 
 
-class SlowFolder(FolderStore):
-    """A store that leaves time to be killed in."""
-
-    stands_still = False
-    """It takes and gives no more than half a file: whoever waits for it is surely killed."""
-
-    def send(self, name: str, source: Path, *, replaces: int | None = None) -> Stored:
-        """Copy a file in, after a while."""
-        self._aside(name).write_bytes(b"half")
-        time.sleep(600 if self.stands_still else 0.02)
-        return super().send(name, source, replaces=replaces)
-
-    def fetch(self, name: str, target: Path) -> None:
-        """Copy a file out, half of it at first."""
-        target.write_bytes(b"half")
-        time.sleep(600 if self.stands_still else 0.02)
-        super().fetch(name, target)
-
-
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_again_and_again_it_ends_like_one_that_was_not(tmp_path: Path, seed: int) -> None:
     one = one_input(model(tmp_path / "model", files=12))
@@ -162,7 +143,7 @@ def test_killed_again_and_again_it_ends_like_one_that_was_not(tmp_path: Path, se
     for target, words, more, result in calls:
         kills = 0
         while True:
-            slow.stands_still = kills == 0
+            slow.stands_still_after = 0 if kills == 0 else None
             process = forked.Process(target=target, args=words, kwargs=more)
             process.start()
             # longer each time: a slow machine needs some progress between two kills

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import io
-import time
-from collections.abc import Callable
 
 import pytest
 from rich.console import Console
 
 from saccade.training.progress import Progress, duration, shown
 from saccade.training.threads import choose_threads, idle_cores
-
-
-def until(written: Callable[[], object]) -> None:
-    end = time.monotonic() + 100
-    while not written():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+from tests.waiting import until
 
 
 def halfway() -> Progress:

@@ -21,9 +21,9 @@ KEYS = (
 )  # fmt: skip
 NAMES = {"?": "question_mark", "/": "slash", "[": "left_square_bracket",
          "]": "right_square_bracket"}  # fmt: skip
-LONGEST_WORK_S = 2.0
+LONGEST_WORK_S = 1.0
 """CPU time of the loop between two rounds: what a busy machine adds is not counted."""
-LONGEST_PAUSE_S = 200.0
+LONGEST_PAUSE_S = 60.0
 """Wall time: something hangs. Other work on the machine may well take seconds."""
 
 
@@ -68,7 +68,7 @@ def test_random_keys_neither_crash_nor_block(
         make_run(root, f"run-{number}", done=number % 2 == 0)
     seconds = float(os.environ.get("RANDOM_SECONDS", seconds)) if seed == 3 else seconds
     pressed, work, pause = asyncio.run(_press(root, seed=seed, seconds=seconds))
-    assert pressed > seconds  # a slow machine took longer over it
+    assert pressed > seconds
     assert work < LONGEST_WORK_S, f"worked for {work:.1f} s without looking at keys"
     assert pause < LONGEST_PAUSE_S, f"stood still for {pause:.1f} s"
 
@@ -80,7 +80,7 @@ async def _press(root: Path, *, seed: int, seconds: float) -> tuple[int, float, 
     async with app.run_test(size=(100, 30)) as pilot:
         watch = asyncio.create_task(_measure(gaps))
         end = time.monotonic() + seconds
-        while time.monotonic() < end or pressed <= seconds:
+        while time.monotonic() < end:
             key = draw.choice(KEYS)
             await pilot.press(NAMES.get(key, key))
             pressed += 1

@@ -296,8 +296,7 @@ class Builder:
         summary.built += len(block.ids)
         summary.cache_hits += len(drawn.known)
         content = to_bytes(block)
-        positions = manifest.batch_range(drawn.batch)
-        entry = describe(batch_name(drawn.batch), content, positions=positions)
+        entry = describe(batch_name(drawn.batch), content, positions=drawn.positions)
         write_whole(self.folder / entry.file, content)
         manifest = manifest.with_files(batches=(*manifest.batches, entry))
         write_manifest(self.folder, manifest)
@@ -334,10 +333,8 @@ class Builder:
             for row, i in enumerate(drawn.prepared):
                 rows[i] = {name: values[row] for name, values in pooled.items()}
                 self.cache.put(drawn.keys[i], rows[i])
-        first = drawn.batch * self.config.batch_size
-        positions = range(first, first + len(drawn.ids))
         widths = self.mixture.widths
-        kinds = [self.mixture.source_of(position) for position in positions]
+        kinds = [self.mixture.source_of(position) for position in drawn.positions]
         symbols = {
             "inputs": [pad(row, width=widths[0]) for row in drawn.inputs],
             "targets": [pad(row, width=widths[1]) for row in drawn.targets],
@@ -349,7 +346,7 @@ class Builder:
             name: torch.stack([torch.from_numpy(row) for row in made])
             for name, made in symbols.items()
         }
-        tensors["positions"] = torch.tensor(list(positions), dtype=torch.int64)
+        tensors["positions"] = torch.tensor(list(drawn.positions), dtype=torch.int64)
         tensors["kinds"] = torch.tensor(kinds, dtype=torch.uint8)
         return Block(drawn.ids, tensors)
 

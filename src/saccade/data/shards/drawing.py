@@ -37,6 +37,8 @@ class Drawn:
     """A batch after drawing; `known` and `prepared` are by place in the batch."""
 
     batch: int
+    positions: range
+    """Of its samples, in the whole build."""
     ids: list[str]
     inputs: list[Tokens]
     targets: list[Tokens]
@@ -58,8 +60,8 @@ class Drawer:
 
     def __call__(self, batch: int) -> Drawn:
         first = batch * self.batch_size
-        places = range(first, min(first + self.batch_size, len(self.mixture)))
-        samples = [self.mixture[place] for place in places]
+        positions = range(first, min(first + self.batch_size, len(self.mixture)))
+        samples = [self.mixture[position] for position in positions]
         pictures = [sample.draw() for sample in samples]
         keys = [self.cache.key(picture) for picture in pictures]
         found = {i: self.cache.get(key) for i, key in enumerate(keys)}
@@ -70,6 +72,7 @@ class Drawer:
         prepared = self.prepare([pictures[i] for i in missing]) if missing else []
         return Drawn(
             batch=batch,
+            positions=positions,
             ids=[sample.id for sample in samples],
             inputs=[sample.inputs for sample in samples],
             targets=[sample.targets for sample in samples],

@@ -92,10 +92,6 @@ class Manifest:
         """Whether every shard is there."""
         return len(self.shards) == self.shard_count
 
-    def batch_range(self, batch: int) -> range:
-        """Positions of a batch's samples."""
-        return range(batch * self.batch_size, min(self.samples, (batch + 1) * self.batch_size))
-
     def shard_range(self, shard: int) -> range:
         """Positions of a shard's samples."""
         return range(shard * self.shard_size, min(self.samples, (shard + 1) * self.shard_size))
