@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from saccade.config.grounding import GroundingConfig
 from saccade.config.nodes import Budget, Fraction, Node, NonNegative, NonNegativeInt, RowField
 from saccade.config.recursion import MazeSource, RecursionConfig, SudokuSource
 from saccade.config.schema_data import (
@@ -44,6 +45,7 @@ __all__ = [
     "EvalConfig",
     "FolderSource",
     "Fraction",
+    "GroundingConfig",
     "HubSource",
     "JsonlSource",
     "LaunchConfig",
@@ -378,7 +380,7 @@ class Config(Node):
     """The whole configuration of one run."""
 
     recipe: Literal[
-        "relevance", "tiny-base", "sft", "dpo", "pretrain", "recursion", "thoughts"
+        "relevance", "tiny-base", "sft", "dpo", "pretrain", "recursion", "thoughts", "grounding"
     ] = "relevance"  # fmt: skip
     """What is trained."""
     run: RunConfig = RunConfig()
@@ -394,6 +396,7 @@ class Config(Node):
     dpo: DpoConfig = DpoConfig()
     recursion: RecursionConfig = RecursionConfig()
     thoughts: ThoughtsConfig = ThoughtsConfig()
+    grounding: GroundingConfig = GroundingConfig()
     shards: ShardsConfig = ShardsConfig()
     eval: EvalConfig = EvalConfig()
     tracking: TrackingConfig = TrackingConfig()

@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 from saccade.config.grids import ArcSource, ArraysSource, ColumnsSource
 from saccade.config.nodes import Node, NonNegative, NonNegativeInt, RowField
 from saccade.config.recursion import MazeSource, SudokuSource
+from saccade.config.screens import GroundingFilesSource, ScreensSource, ScreenSpotSource
 from saccade.config.shards import EncodedSource
 from saccade.config.streams import StreamSource
 from saccade.config.thoughts import LogicSource
@@ -199,7 +200,8 @@ class LayoutSource(Node):
 Source = Annotated[
     ScenesSource | JsonlSource | ParquetSource | FolderSource | HubSource | LayoutSource
     | ProbingSource | CaptionsSource | PreferenceSource | SudokuSource | MazeSource
-    | ArcSource | ColumnsSource | ArraysSource | EncodedSource | LogicSource | StreamSource,
+    | ArcSource | ColumnsSource | ArraysSource | EncodedSource | LogicSource | StreamSource
+    | ScreensSource | ScreenSpotSource | GroundingFilesSource,
     Field(discriminator="type"),
 ]  # fmt: skip
 
