@@ -12,13 +12,14 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from saccade import (
     cli_ablate,
     cli_app,
+    cli_build,
     cli_cloud,
     cli_deploy,
     cli_eval,
@@ -34,6 +35,9 @@ from saccade import (
 from saccade import cli_output as out
 from saccade.cli_options import AsJson, ConfigFile, Limit, Overrides, Run, Words
 from saccade.config.errors import InputError, OutsideError, Preempted, SaccadeError, of_system
+
+if TYPE_CHECKING:
+    from saccade.config.schema import Config
 
 app = typer.Typer(
     name="saccade",
@@ -133,6 +137,7 @@ def train(
     - `saccade train model=qwen3-vl-2b data=scenes-32px training.batch_size=4`
     - `saccade train --config my.yaml data.train.type=folder data.train.path=photos`
     - `saccade train training.batch_size=64 --plan`
+    - `saccade train grounding --report`
     """
     from saccade.cli_inputs import export_dotenv, resolve_words
 
@@ -152,6 +157,22 @@ def train(
     metrics = work(resolved, console=out.stderr())
     if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun, one speaks
         out.write_json(metrics) if as_json else out.metrics_table(metrics)
+        if report:
+            _score_and_report(resolved.config)
+
+
+def _score_and_report(config: Config) -> None:
+    """Score a finished run and write its report, whose path ends the output of `train`."""
+    from saccade.evaluation.run import evaluate_run
+    from saccade.microscope.report import write_report
+    from saccade.training.rundir import RunDir
+
+    run = RunDir.of(config)
+    with out.progress_bar() as progress:
+        evaluate_run(run, progress=progress)
+    with out.progress_bar() as progress:
+        path = write_report(run, progress=progress)
+    out.show_note(f"report: {path}")
 
 
 cli_eval.register(app)
@@ -176,9 +197,11 @@ def compare(
     """Measure the trained selector and every baseline at equal numbers of visual tokens.
 
     Writes comparison.json and figures/comparison.png into the run. With --all: every selector,
-    placement and budget over training seeds, into runs/compare-RECIPE. Examples:
+    placement and budget over training seeds, into runs/compare-RECIPE. A grounding run compares
+    ways to look again instead: never, always, as learned, and by gates. Examples:
 
     - `saccade compare relevance`
+    - `saccade compare grounding`
     - `saccade compare --all --seeds 0,1,2`
     - `saccade compare relevance eval.samples=100 "eval.keep=[0.25,0.1]"`
     - `saccade compare relevance "eval.arms=[trained,resize,random]" --json`
@@ -199,10 +222,10 @@ def compare(
     if as_json:
         out.write_json(result)
     else:
-        from saccade.evaluation.table import comparison_table
+        from saccade.evaluation.table import compared, compared_plots
 
-        out.render(comparison_table(result))
-        out.show_note(f"plot: {opened.figures / 'comparison.png'}")
+        out.render(compared(result))
+        out.show_note(compared_plots(result, folder=opened.figures))
 
 
 @app.command()
@@ -274,7 +297,7 @@ cli_prices.register(app)
 cli_launch.register(app)
 cli_cloud.register(app)
 cli_export.register(app)
-cli_shards.register(data_app)
+cli_shards.register(cli_build.register(data_app))
 cli_tui.register(app)
 
 

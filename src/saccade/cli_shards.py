@@ -39,16 +39,9 @@ Estimate = Annotated[bool, typer.Option("--estimate", help="Only tell how much d
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 
 
-def register(data_app: typer.Typer) -> None:
-    """Give `saccade data` its group `build`."""
-    app = typer.Typer(no_args_is_help=True, help="Make data sets that are read again and again.")
-
-    @app.callback()
-    def _group() -> None:
-        """Make data sets that are read again and again."""
-
-    app.command("shards")(shards)
-    data_app.add_typer(app, name="build")
+def register(build_app: typer.Typer) -> None:
+    """Give `saccade data build` its verb."""
+    build_app.command("shards")(shards)
 
 
 def shards(

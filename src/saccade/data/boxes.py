@@ -6,6 +6,7 @@ it was written in. Left out: how models write coordinates (`grounding/coordinate
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 Size = tuple[int, int]
@@ -13,8 +14,7 @@ Size = tuple[int, int]
 
 
 class Box(NamedTuple):
-    """Left, top, right and bottom edge; 0 is the left or upper border of the picture, 1 the other.
-    """
+    """Left, top, right and bottom edge; 0 is the left or upper border, 1 the opposite one."""
 
     left: float
     top: float
@@ -22,7 +22,9 @@ class Box(NamedTuple):
     bottom: float
 
     @classmethod
-    def from_pixels(cls, left: float, top: float, right: float, bottom: float, *, size: Size) -> Box:
+    def from_pixels(
+        cls, left: float, top: float, right: float, bottom: float, *, size: Size
+    ) -> Box:
         """Edges in pixels of a picture of `size` (width, height)."""
         width, height = size
         return cls(left / width, top / height, right / width, bottom / height)
@@ -77,6 +79,12 @@ class Box(NamedTuple):
 
 
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
+
+
+def union(boxes: Sequence[Box]) -> Box:
+    """The smallest box around all of them."""
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+    return Box(min(lefts), min(tops), max(rights), max(bottoms))
 
 
 def iou(one: Box, other: Box) -> float:

@@ -233,6 +233,20 @@ def render_report(report: CheckReport, *, most: int = 50) -> Group:
     return Group(*parts)
 
 
+def _random_click(found: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """Lines about what a click anywhere would score, over all and by what is known of targets."""
+    if found is None:
+        return
+    if found["rows"]:
+        yield "random click", f"right {found['accuracy']:.2%} of {found['rows']} rows with a box"
+    if found["without_box"]:
+        yield "only a point", f"{found['without_box']} rows"
+    for key, values in found["by"].items():
+        shown = list(values.items())[:MOST_KINDS]
+        text = ", ".join(f"{value} {share:.2%}" for value, share in shown)
+        yield f"random click by {key}", text
+
+
 def _statistics_table(statistics: dict[str, Any]) -> Any:
     from rich.table import Table
     from rich.text import Text
@@ -248,16 +262,18 @@ def _statistics_table(statistics: dict[str, Any]) -> Any:
 
     table = Table("what", "figures")
     for kind, count in list(statistics["kinds"].items())[:MOST_KINDS]:
-        majority = statistics["majority"][kind]
-        text = f"{count} rows; {majority['answer']!r} is right {majority['share']:.1%}"
-        table.add_row(Text(f"kind {kind}"), Text(text))
-    table.add_row(
-        "blind guess", f"the kind's top answer is right {statistics['majority_share']:.1%}"
-    )
-    top = ", ".join(
-        f"{text} {count}" for text, count in list(statistics["top_answers"].items())[:8]
-    )
-    table.add_row("answers", Text(f"{statistics['distinct_answers']} distinct; {top}"))
+        majority = statistics["majority"].get(kind)
+        text = f"; {majority['answer']!r} is right {majority['share']:.1%}" if majority else ""
+        table.add_row(Text(f"kind {kind}"), Text(f"{count} rows{text}"))
+    if statistics["majority"]:
+        guess = f"the kind's top answer is right {statistics['majority_share']:.1%}"
+        table.add_row("blind guess", guess)
+        top = ", ".join(
+            f"{text} {count}" for text, count in list(statistics["top_answers"].items())[:8]
+        )
+        table.add_row("answers", Text(f"{statistics['distinct_answers']} distinct; {top}"))
+    for name, found in _random_click(statistics["random_click"]):
+        table.add_row(name, Text(found))
     per_row = ", ".join(f"{n}: {rows} rows" for n, rows in statistics["images_per_row"].items())
     table.add_row("images per row", per_row)
     table.add_row("distinct images", str(statistics["distinct_images"]))

@@ -1,7 +1,8 @@
 """Show samples to a person: rows of text, and a contact sheet with the images.
 
 In goes a source (configured or open), out come plain dicts for the terminal and, if asked for, a
-PNG. Where a sample says which cells carry its answer (generated scenes do), they are outlined.
+PNG. Where a sample says which cells carry its answer (generated scenes do) or where its target is
+(screenshots do), that is outlined.
 A broken row or image is shown as such instead of stopping the rest.
 """
 
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from saccade.config.errors import InputError, OutsideError
 from saccade.config.schema import Source
+from saccade.data.boxes import Box
 from saccade.data.images import load_image
 from saccade.data.samples import DataError, Sample
 from saccade.data.sources import open_source
@@ -74,6 +76,7 @@ def spread(length: int, *, count: int) -> list[int]:
 
 
 def _row(sample: Sample, *, index: int) -> dict[str, Any]:
+    place = _place(sample)
     images = [str(ref) if isinstance(ref, Path) else "drawn" if callable(ref) else "embedded"
               for ref in sample.images]  # fmt: skip
     return {
@@ -81,17 +84,33 @@ def _row(sample: Sample, *, index: int) -> dict[str, Any]:
         "id": sample.id,
         "kind": sample.kind,
         "question": sample.question,
-        "answers": list(sample.answers),
+        "answers": list(sample.answers) or ([place] if place else []),
         "images": images,
     }
 
 
 def _caption(sample: Sample) -> str:
-    return f"{sample.question}\n{' / '.join(sample.answers[:3])}  [{sample.kind}]"
+    answers = " / ".join(sample.answers[:3]) or _place(sample)
+    return f"{sample.question}\n{answers}  [{sample.kind}]"
+
+
+def _place(sample: Sample) -> str:
+    """Where a target is, in pixels of its screenshot; empty for samples that have none."""
+    box, point = sample.facts.get("box"), sample.facts.get("point")
+    size = sample.facts.get("size")
+    if not size or (box is None and point is None):
+        return ""
+    numbers = (
+        Box(*box).pixels(size) if box is not None else (point[0] * size[0], point[1] * size[1])
+    )
+    about = [str(sample.facts[key]) for key in ("platform", "element") if sample.facts.get(key)]
+    return f"[{', '.join(f'{number:.0f}' for number in numbers)}] {' '.join(about)}"
 
 
 def _outlined(sample: Sample, pictures: list[Image.Image]) -> list[Image.Image]:
-    """The pictures, the answer's cells outlined in the first one if they are known."""
+    """The pictures; in the first one the answer's cells or the target are outlined, if known."""
+    if pictures and (sample.facts.get("box") or sample.facts.get("point")):
+        return [_targeted(sample, pictures[0]), *pictures[1:]]
     cells, grid = sample.facts.get("answer_cells"), sample.facts.get("grid")
     if not pictures or not cells or not grid:
         return pictures
@@ -111,6 +130,23 @@ def _outlined(sample: Sample, pictures: list[Image.Image]) -> list[Image.Image]:
             if neighbour not in marked:
                 pen.line(line, fill=OUTLINE, width=max(1, picture.width // 150))
     return [picture, *pictures[1:]]
+
+
+def _targeted(sample: Sample, picture: Image.Image) -> Image.Image:
+    """The screenshot with its target framed: outside the box, so that small ones stay in sight."""
+    picture = picture.copy()
+    pen = ImageDraw.Draw(picture)
+    wide = max(1, max(picture.size) // 150)
+    box, point = sample.facts.get("box"), sample.facts.get("point")
+    if box is not None:
+        left, top, right, bottom = Box(*box).pixels(picture.size)
+        frame = (left - wide, top - wide, right + wide - 1, bottom + wide - 1)
+        pen.rectangle(frame, outline=OUTLINE, width=wide)
+    elif point is not None:
+        x, y = point[0] * picture.width, point[1] * picture.height
+        reach = 5 * wide
+        pen.ellipse((x - reach, y - reach, x + reach, y + reach), outline=OUTLINE, width=wide)
+    return picture
 
 
 def _tile(pictures: list[Image.Image], *, caption: str) -> Image.Image:

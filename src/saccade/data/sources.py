@@ -29,6 +29,7 @@ from saccade.config.schema import (
     Source,
     SudokuSource,
 )
+from saccade.config.screens import GroundingFilesSource, ScreenSpotSource, ScreensSource
 from saccade.config.shards import EncodedSource
 from saccade.config.streams import StreamSource
 from saccade.config.thoughts import LogicSource
@@ -145,6 +146,8 @@ def open_source(source: Source) -> SampleSource:
         from saccade.data.shards.puzzles import EncodedPuzzles
 
         return EncodedPuzzles(source)
+    if isinstance(source, (ScreensSource, ScreenSpotSource, GroundingFilesSource)):
+        return _open_screens(source)
     if isinstance(source, LayoutSource):
         from saccade.data.layouts import open_layout
 
@@ -158,6 +161,20 @@ def open_source(source: Source) -> SampleSource:
     if isinstance(source, ParquetSource):
         return _table_source(arrow.open_parquet(source.path), source)
     return _table_source(arrow.open_hub(source), source)
+
+
+def _open_screens(source: ScreensSource | ScreenSpotSource | GroundingFilesSource) -> SampleSource:
+    if isinstance(source, ScreensSource):
+        from saccade.data.screens.generated import GeneratedScreens
+
+        return GeneratedScreens(source)
+    if isinstance(source, ScreenSpotSource):
+        from saccade.data.screens.screenspot import ScreenSpotRows
+
+        return ScreenSpotRows(source)
+    from saccade.data.screens.built import BuiltRows
+
+    return BuiltRows(source)
 
 
 def leave_out_broken(source: SampleSource) -> list[str]:
@@ -187,6 +204,10 @@ def infer_source(path: Path) -> Source:
 
 
 def _infer_folder(path: Path) -> Source:
+    if (path / "screenspot.json").is_file() or any(path.glob("screenspot_*.json")):
+        return ScreenSpotSource(type="screenspot", path=path)
+    if all((path / name).is_file() for name in ("manifest.json", "train.parquet")):
+        return GroundingFilesSource(type="grounding", path=path)
     if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return HubSource(type="hub", name=str(path))
     if any((path / name).is_file() for name in INDEX_NAMES):

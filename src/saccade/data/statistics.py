@@ -1,8 +1,9 @@
 """What a data set looks like in numbers: kinds, answers, image sizes, visual tokens.
 
 Rows are added one by one, so a data set of any length streams through; `to_json` gives the
-summary. The visual tokens of an image follow the Qwen-VL processors' resize rule. Left out:
-anything about pixels' content.
+summary. The visual tokens of an image follow the Qwen-VL processors' resize rule. Rows without an
+answer (a place is asked for) count by the area of their target. Left out: anything about pixels'
+content.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from saccade.data.samples import Sample
+from saccade.data.screens.chance import ClickChance
 
 MAX_ASPECT = 200
 """Longest side over shortest; the Qwen-VL processors refuse more."""
@@ -54,10 +56,14 @@ class Statistics:
     question_lengths: list[int] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     tokens: Counter[int] = field(default_factory=Counter)
+    places: ClickChance = field(default_factory=ClickChance)
 
     def add_row(self, sample: Sample) -> None:
         self.kinds[sample.kind] += 1
-        self.answers.setdefault(sample.kind, Counter())[sample.answer.lower()] += 1
+        if sample.answers:
+            self.answers.setdefault(sample.kind, Counter())[sample.answer.lower()] += 1
+        elif sample.facts.keys() & {"box", "point"}:
+            self.places.add(sample.facts)
         self.images_per_row[len(sample.images)] += 1
         self.question_lengths.append(len(sample.question))
 
@@ -85,6 +91,7 @@ class Statistics:
                 for kind, (answer, share) in majority.items()
             },
             "majority_share": round(blind, 4),
+            "random_click": self._random_click(),
             "question_characters": _quantiles(Counter(self.question_lengths)),
             "images_per_row": {str(n): rows for n, rows in sorted(self.images_per_row.items())},
             "distinct_images": sum(self.sizes.values()),
@@ -92,6 +99,11 @@ class Statistics:
             "image_height": _quantiles(self._sides(1)),
             "visual_tokens_per_image": _quantiles(self.tokens),
         }
+
+    def _random_click(self) -> dict[str, Any] | None:
+        """What a click anywhere scores; None where no place is asked for."""
+        found = self.places.total()
+        return found.to_json() if found.rows or found.without_box else None
 
     def _sides(self, axis: int) -> Counter[int]:
         sides: Counter[int] = Counter()

@@ -1,0 +1,1 @@
+"""Screens: pages to click on, generated or read from files, as sources of samples."""
