@@ -30,6 +30,7 @@ from saccade.training.checkpoints import (
     set_aside,
 )
 from saccade.training.events import EventLog, SilentLog, read_events, step_series
+from saccade.training.grounding_phases import runs_of
 from saccade.training.guards import StopRequest
 from saccade.training.progress import Progress, shown
 from saccade.training.provenance import provenance
@@ -51,6 +52,7 @@ RECIPES = {
     "dpo": "saccade.training.recipes.dpo:DpoRecipe",
     "recursion": "saccade.training.recipes.recursion:RecursionRecipe",
     "thoughts": "saccade.training.recipes.thoughts:ThoughtsRecipe",
+    "grounding": "saccade.training.recipes.grounding:open_phase",
 }
 """Where each recipe lives; imported only when it is trained."""
 
@@ -74,12 +76,17 @@ class Process:
 
 
 def train(resolved: Resolved, *, console: Console | None = None) -> dict[str, Any]:
-    """Train or continue a run; returns its final metrics.
+    """Train or continue a run, and those it stands on first; returns its final metrics.
 
     Raises InputError (2) and OutsideError (3) with a message for the user, TrainingDiverged (1)
     when numbers stop being finite, and Preempted (143) after saving on SIGTERM or Ctrl+C.
     """
-    return run_training(resolved, make_recipe=load_recipe, open_eval=open_source, console=console)
+    metrics: dict[str, Any] = {}
+    for one in runs_of(resolved):
+        metrics = run_training(
+            one, make_recipe=load_recipe, open_eval=open_source, console=console
+        )
+    return metrics
 
 
 def load_recipe(config: Config) -> Recipe:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from contextlib import nullcontext
 from itertools import groupby
 from typing import Any
@@ -49,9 +50,9 @@ BACKGROUND_WEIGHT = 0.1
 class CellReader(nn.Module):
     """Linear read-outs of a cell's content from its visual token, one per attribute."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, targets: Mapping[str, int] = CELL_TARGETS) -> None:
         super().__init__()
-        self.heads = nn.ModuleDict({name: nn.Linear(width, n) for name, n in CELL_TARGETS.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(width, n) for name, n in targets.items()})
 
     def forward(self, cells_ND: Tensor, targets: dict[str, Tensor], *, counts: list[int]) -> Tensor:
         """[images]: weighted cross-entropy of an image's cells; target 0 is "nothing of it"."""

@@ -1,0 +1,84 @@
+"""Two aids for learning places: what each visual token shows, and where to look while writing.
+
+In go boxes of what a page shows (its accessibility tree) and the pictures of an episode; out come
+labels for every cell of every picture, and for every digit of a place the cells it speaks of. Both
+use facts that only known pages have, and neither exists at inference. Left out: weights of losses.
+
+Shapes: N cells of a picture, D digits, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saccade.data.boxes import Box
+from saccade.data.generate.drawing import COLORS, SHAPES
+
+OFFSETS = 8
+"""Parts of a cell's side in which a thing's centre is placed."""
+THING_TARGETS = {
+    "color": 1 + len(COLORS),
+    "shape": 1 + len(SHAPES),
+    "across": 1 + OFFSETS,
+    "down": 1 + OFFSETS,
+}
+"""What a cell may hold, as class counts; class 0 is no thing's centre."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A coloured shape on a page; class numbers from 1."""
+
+    box: Box
+    color: int
+    shape: int
+
+
+def things_of(tree: Sequence[Mapping[str, Any]]) -> list[Thing]:
+    """The page's coloured shapes, by what the accessibility tree calls them (`red star`)."""
+    found = []
+    for node in tree:
+        words = str(node["name"]).split()
+        color = next((1 + i for i, name in enumerate(COLORS) if name in words), 0)
+        shape = next((1 + i for i, name in enumerate(SHAPES) if name in words), 0)
+        if color and shape:
+            found.append(Thing(Box(*node["box"]), color, shape))
+    return found
+
+
+def cell_labels(
+    things: Sequence[Thing], *, view: Box, grid: tuple[int, int]
+) -> dict[str, list[int]]:
+    """{name: [N] classes} of a picture's cells (rows x columns), of the thing centred in each."""
+    rows, columns = grid
+    labels = {name: [0] * (rows * columns) for name in THING_TARGETS}
+    for thing in things:
+        x, y = thing.box.seen_in(view).center
+        if not (0 <= x < 1 and 0 <= y < 1):
+            continue
+        column, row = int(x * columns), int(y * rows)
+        cell = row * columns + column
+        labels["color"][cell], labels["shape"][cell] = thing.color, thing.shape
+        labels["across"][cell] = 1 + int((x * columns - column) * OFFSETS)
+        labels["down"][cell] = 1 + int((y * rows - row) * OFFSETS)
+    return labels
+
+
+def cells_under(box: Box, *, grid: tuple[int, int]) -> Tensor:
+    """[N] bool: the cells of a picture that a box (in its shares) touches; the nearest if none."""
+    rows, columns = grid
+    here = box.clamped()
+    first_x, first_y = (
+        min(columns - 1, int(here.left * columns)),
+        min(rows - 1, int(here.top * rows)),
+    )
+    last_x = max(first_x, min(columns - 1, int(here.right * columns - 1e-6)))
+    last_y = max(first_y, min(rows - 1, int(here.bottom * rows - 1e-6)))
+    under = torch.zeros(rows, columns, dtype=torch.bool)
+    under[first_y : last_y + 1, first_x : last_x + 1] = True
+    return under.flatten()

@@ -1,0 +1,320 @@
+"""Phases `places` and `warm` of the recipe `grounding`: learn from boxes that are known.
+
+In go pages with boxes; out comes a whole model that the next phase starts from. `places` asks for
+many things behind one picture, a screen or a crop as a zoom shows it. `warm` writes whole episodes
+with real crops of the environment; whether one zooms is drawn by chance, so that both ways are
+learned and when to take which is not. The loss is that of `sft` on what a policy would write,
+beside two aids (`grounding_aids.py`). Left out: rewards (`grounding_grpo.py`).
+
+Shapes: R rows, L tokens, D digits that name a place, N cells of all pictures.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saccade.config.schema import Config
+from saccade.data.boxes import WHOLE, Box, iou, union
+from saccade.data.chat import IGNORE_INDEX
+from saccade.data.samples import Sample
+from saccade.data.sources import SampleSource, open_source
+from saccade.grounding.dialogue import Dialogue
+from saccade.grounding.environment import View
+from saccade.grounding.episodes import Episode, Task, tasks_of
+from saccade.grounding.packed import NOBODY
+from saccade.grounding.rollouts import roll
+from saccade.models.attention_rows import Watched, watch_layer
+from saccade.models.backbone import load_backbone, pick_device
+from saccade.models.losses import supervised_loss
+from saccade.models.tools import tool_ready
+from saccade.scoring.points import judge_point
+from saccade.training.recipes.grounding_aids import (
+    THING_TARGETS,
+    cell_labels,
+    cells_under,
+    things_of,
+)
+from saccade.training.recipes.tiny_base import CellReader
+from saccade.training.rundir import RunDir
+
+
+class DemoModel(nn.Module):
+    """The base and the reader of its cells: everything these phases train."""
+
+    def __init__(self, base: nn.Module, reader: CellReader) -> None:
+        super().__init__()
+        self.base = base
+        self.reader = reader
+
+
+def chance(*words: object) -> float:
+    """A number in [0, 1) drawn by the words alone: no batch, rank or resumed run changes it."""
+    return zlib.crc32(" ".join(map(str, words)).encode()) / 2**32
+
+
+class DemoPhase:
+    """What the training loop needs to know, but for which demonstrations are made."""
+
+    look = "free"
+
+    def __init__(self, config: Config, *, vision: bool) -> None:
+        self.config, self.settings = config, config.grounding
+        device = pick_device(config.model)
+        place = config.model.model_copy(
+            update={"dtype": "float32" if config.model.dtype == "auto" else config.model.dtype}
+        )
+        backbone = tool_ready(load_backbone(place, device=device))
+        self.base, self.processor = backbone.model, backbone.processor
+        self.base.requires_grad_(True)
+        self.base.model.visual.requires_grad_(vision)
+        self.dialogue = Dialogue(self.base, self.processor, config=config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.run.seed)
+            reader = CellReader(self.base.config.text_config.hidden_size, targets=THING_TARGETS)
+        self.reads_cells = vision and self.settings.cell_loss > 0
+        self.reader = reader.requires_grad_(self.reads_cells)
+        self.model: nn.Module = DemoModel(self.base, reader).to(device)
+        self.digits = torch.tensor([self.dialogue.tokenizer.convert_tokens_to_ids(d)
+                                    for d in "0123456789"])  # fmt: skip
+
+    def train_source(self) -> SampleSource:
+        return open_source(self.config.data.train)
+
+    def demonstrations(self, samples: list[Sample]) -> list[list[Episode]]:
+        """Episodes about one screenshot, in groups that share their first picture."""
+        raise NotImplementedError
+
+    def collate(self, samples: list[Sample]) -> dict[str, Any]:
+        groups: list[list[Episode]] = []
+        for _, same in groupby(samples, key=lambda one: one.image_key or one.id):
+            groups += self.demonstrations(list(same))
+        batch = self.dialogue.rows(groups)
+        episodes = [one for group in groups for one in group]
+        batch |= self._look_targets(batch, episodes)
+        if self.reads_cells:
+            batch["cell_targets"] = _cell_targets(batch, episodes)
+            batch["picture_tokens"] = _picture_tokens(batch)
+        return batch | {"sample_ids": [one.task.sample.id for one in episodes]}
+
+    def _look_targets(self, batch: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, Any]:
+        """Per digit that names a place: row, the position that predicts it, the cells it means."""
+        labels_RL, episode_RL = batch["labels"], batch["episode_RL"]
+        digit_RL = torch.isin(labels_RL, self.digits)
+        row_D, at_D = digit_RL.nonzero(as_tuple=True)
+        cells_DL = torch.zeros(len(row_D), labels_RL.shape[1], dtype=torch.bool)
+        looks = batch["looks"].tolist()
+        shown = {row: [one for one in looks if one[0] == row] for row in {one[0] for one in looks}}
+        for number, (row, at) in enumerate(zip(row_D.tolist(), at_D.tolist(), strict=True)):
+            episode = int(episode_RL[row, at])
+            seen = [one for one in shown[row] if one[2] <= at and one[3] in (NOBODY, episode)]
+            _, start, stop, _, down, across = seen[-1]
+            known = episodes[episode]
+            assert known.task.box is not None
+            box = known.task.box.seen_in(known.screen.views[len(seen) - 1].box)
+            cells_DL[number, start:stop] = cells_under(box, grid=(down, across))
+        return {"look_row": row_D, "look_from": at_D - 1, "look_at": cells_DL}
+
+    def loss(self, batch: dict[str, Any], *, step: int, denominator: Tensor) -> dict[str, Tensor]:
+        settings, base = self.settings, self.base
+        layers = len(base.model.language_model.layers)
+        looks = settings.look_loss > 0 and len(batch["look_row"]) > 0
+        with watch_layer(base, layer=layers // 2) if looks else nullcontext() as watched:
+            pictures = self.dialogue.encoded(batch)
+            states_RLD = self.dialogue.states(batch, pictures=pictures)
+        answer = supervised_loss(base.lm_head, states_RLD, batch["labels"], denominator=denominator)
+        metrics = {"loss": answer.total, "token_accuracy": answer.token_accuracy}
+        share = answer.tokens / denominator
+        if watched is not None:
+            look_loss = _look_losses(watched, batch).sum() / denominator
+            metrics["loss"] = metrics["loss"] + settings.look_loss * look_loss
+            metrics["look_loss"] = look_loss.detach() / share
+        if "cell_targets" in batch:
+            counts = [len(one) for one in pictures.pooled]
+            cells_ND = torch.cat(pictures.pooled)
+            each_I = self.reader(cells_ND, batch["cell_targets"], counts=counts)
+            # a picture counts by what is asked of it, so that a step may be cut anywhere
+            cell_loss = (each_I * batch["picture_tokens"]).sum() / denominator
+            metrics["loss"] = metrics["loss"] + settings.cell_loss * cell_loss
+            metrics["cell_loss"] = cell_loss.detach() / share
+        return metrics
+
+    @torch.no_grad()
+    def evaluate(self, source: SampleSource, *, limit: int) -> dict[str, float]:
+        """Share of held-out targets that the greedy policy hits, and how often it zooms."""
+        self.base.eval()
+        tasks = tasks_of([source[i] for i in range(min(limit, len(source)))])
+        hits, size = [], self.config.eval.batch_size
+        zooms = 0
+        for start in range(0, len(tasks), size):
+            for (episode,) in self.rolled(tasks[start : start + size]):
+                box, answer = episode.task.box, episode.answer
+                assert box is not None
+                hits.append(answer is not None and judge_point(point=answer.point, box=box).hit)
+                zooms += len(episode.screen.views) > 1
+        return {"accuracy": sum(hits) / len(hits), "zoom_rate": zooms / len(hits)}
+
+    def rolled(self, tasks: list[Task]) -> list[list[Episode]]:
+        return roll(
+            self.dialogue, tasks, group=1, seeds=[[0]] * len(tasks), temperature=1.0,
+            look=self.look, greedy=True,
+        )  # fmt: skip
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        named: dict[str, list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                part = ".".join(p for p in name.split(".")[:5] if p not in ("base", "model"))
+                named[part.removesuffix(".weight").removesuffix(".bias")].append(parameter)
+        return dict(named)
+
+    def finish(self, run: RunDir) -> None:
+        """Write the base with its processor, for the next phase."""
+        folder = run.path / "model"
+        self.base.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+class PlacesPhase(DemoPhase):
+    """Name places behind one picture at a time."""
+
+    look = "never"
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, vision=config.grounding.places.vision)
+
+    def demonstrations(self, samples: list[Sample]) -> list[list[Episode]]:
+        tasks = tasks_of(samples)
+        key = samples[0].image_key or samples[0].id
+        if chance("crop", key) < self.settings.places.crop_share:
+            groups = self._crops(tasks)
+        else:
+            groups = [tasks]
+        return [
+            [self.dialogue.demonstration(one, looks=(), index=i) for i, one in enumerate(group)]
+            for group in groups
+        ]
+
+    def _crops(self, tasks: list[Task]) -> list[list[Task]]:
+        """Crops as a zoom shows them, each with what is asked of it."""
+        groups: dict[Box, list[Task]] = {}
+        views: dict[Box, View | None] = {}
+        for task in tasks:
+            assert task.box is not None
+            window = self._window(task)
+            if window not in views:
+                screen = self.dialogue.screen(task)
+                views[window] = screen.zoom(screen.numbers(window)).view
+            view = views[window]
+            if view is not None and _within(task.box, view.box):
+                seen = task.box.seen_in(view.box)
+                crop = replace(task, image=view.image, box=seen, kept=view.box)
+                groups.setdefault(window, []).append(crop)
+            else:  # larger than a crop: asked of the whole screen
+                groups.setdefault(WHOLE, []).append(task)
+        return list(groups.values())
+
+    def _window(self, task: Task) -> Box:
+        """Where a target is cropped: with all that has its colour, so that mates share a picture.
+
+        Drawn by the page and the colour alone, whatever else is in the batch.
+        """
+        assert task.box is not None
+        side, page = self.settings.zoom.window, task.sample.image_key or task.sample.id
+        own = next((one for one in things_of(task.tree) if iou(one.box, task.box) > 0.5), None)
+        if own is not None:
+            mates = union([one.box for one in things_of(task.tree) if one.color == own.color])
+            if max(mates.width, mates.height) < side:
+                return drawn_window(mates, side=side, jitter=0.9, key=f"{page} {own.color}")
+        return drawn_window(task.box, side=side, jitter=0.9, key=task.sample.id)
+
+
+class WarmPhase(DemoPhase):
+    """Whole episodes, with a crop or without."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, vision=config.grounding.warm.vision)
+
+    def demonstrations(self, samples: list[Sample]) -> list[list[Episode]]:
+        return [[self._demonstration(one, index=i) for i, one in enumerate(tasks_of(samples))]]
+
+    def _demonstration(self, task: Task, *, index: int) -> Episode:
+        settings, looks = self.settings, []
+        if settings.zoom.calls and chance("zoom", task.sample.id) < settings.warm.zoom_share:
+            assert task.box is not None
+            looks = [drawn_window(
+                task.box, side=settings.zoom.window, jitter=settings.warm.jitter,
+                key=task.sample.id,
+            )]  # fmt: skip
+        return self.dialogue.demonstration(task, looks=looks, index=index)
+
+
+def drawn_window(box: Box, *, side: float, jitter: float, key: str) -> Box:
+    """A window of `side` of each side that shows the whole box, drawn by `key`.
+
+    `jitter` 0 puts the box in the middle, 1 lets it lie anywhere inside; the window stays on the
+    screen. A box larger than the window lies about its middle.
+    """
+    edges = []
+    for axis, (low, high) in enumerate(((box.left, box.right), (box.top, box.bottom))):
+        room = max(0.0, side - (high - low)) / 2
+        center = (low + high) / 2 + jitter * room * (2 * chance("window", axis, key) - 1)
+        start = min(1.0 - side, max(0.0, center - side / 2))
+        edges.append((start, start + side))
+    (left, right), (top, bottom) = edges
+    return Box(left, top, right, bottom)
+
+
+def _within(box: Box, view: Box) -> bool:
+    inside = box.seen_in(view)
+    return min(inside) >= 0 and max(inside) <= 1
+
+
+def _cell_targets(batch: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, Tensor]:
+    """{name: [N]} over the batch's distinct pictures, in their order."""
+    found: dict[int, dict[str, list[int]]] = {}
+    first_of = {int(row): int(own[own >= 0].min()) for row, own in enumerate(batch["episode_RL"])}
+    views: dict[int, int] = defaultdict(int)
+    for look, picture in zip(batch["looks"].tolist(), batch["picture_of"].tolist(), strict=True):
+        row, _, _, episode, down, across = look
+        views[episode] += episode != NOBODY
+        if picture in found:
+            continue
+        known = episodes[first_of[row] if episode == NOBODY else episode]
+        number = 0 if episode == NOBODY else views[episode]
+        view = known.screen.views[number].box.inside(known.task.kept or WHOLE)
+        found[picture] = cell_labels(things_of(known.task.tree), view=view, grid=(down, across))
+    ordered = [found[picture] for picture in range(len(found))]
+    return {
+        name: torch.tensor([value for one in ordered for value in one[name]])
+        for name in THING_TARGETS
+    }
+
+
+def _picture_tokens(batch: dict[str, Any]) -> Tensor:
+    """[I]: the written tokens that each distinct picture is behind."""
+    told_RL, episode_RL = batch["labels"] != IGNORE_INDEX, batch["episode_RL"]
+    tokens_I = torch.zeros(len(batch["image_grid_thw"]))
+    for look, picture in zip(batch["looks"].tolist(), batch["picture_of"].tolist(), strict=True):
+        row, _, _, episode, _, _ = look
+        own_L = told_RL[row] if episode == NOBODY else told_RL[row] & (episode_RL[row] == episode)
+        tokens_I[picture] += own_L.sum()
+    return tokens_I
+
+
+def _look_losses(watched: Watched, batch: dict[str, Any]) -> Tensor:
+    """[D]: -log of the attention half the heads pay to what the digit is about."""
+    row_D, from_D = batch["look_row"], batch["look_from"]
+    visible_DL = batch["attention_mask"][row_D, 0, from_D]
+    paid_DHL = watched.paid(row_W=row_D, position_W=from_D, visible_WL=visible_DL)
+    heads = max(1, paid_DHL.shape[1] // 2)
+    mass_DH = (paid_DHL[:, :heads] * batch["look_at"][:, None]).sum(-1)
+    return -mass_DH.clamp_min(1e-6).log().mean(1)

@@ -1,0 +1,414 @@
+"""Phase `grpo` of the recipe `grounding`: groups of sampled episodes learn when to look again.
+
+In go screenshots with instructions and boxes; out come an adapter and a merged model. Each step
+samples a group of episodes per question with the real tools, pays each what `grounding/rewards.py`
+says, and takes a step of GRPO (`grounding/grpo.py`) on packed rows. Episodes are drawn by seeds of
+(run, step, sample, number in the group), so an interrupted run makes the same ones again. With
+`reuse` > 1 the same episodes serve several steps and are part of the checkpoint. A policy that has
+collapsed stops the run. Left out: the rollouts themselves (`grounding/rollouts.py`), tokens
+(`grounding/dialogue.py`), and what is true of any training (`trainers.py`).
+
+Shapes: R rows, L tokens of a row, E episodes of a batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+
+from saccade.config.errors import InputError
+from saccade.config.resolve import flatten
+from saccade.config.schema import Config
+from saccade.data.boxes import Box
+from saccade.data.samples import Sample
+from saccade.data.sources import SampleSource, open_source
+from saccade.grounding.collapse import Detectors
+from saccade.grounding.dialogue import Dialogue
+from saccade.grounding.episodes import Episode, Task, task_of
+from saccade.grounding.grpo import grpo_loss
+from saccade.grounding.rollouts import roll
+from saccade.models.backbone import Backbone
+from saccade.models.tools import tool_ready
+from saccade.training import state
+from saccade.training.batches import SampleOrder, Share
+from saccade.training.checkpoints import Writer, newest_good
+from saccade.training.recipes.grounding_episodes import FILE, EpisodeLog
+from saccade.training.recipes.grounding_order import Targets
+from saccade.training.recipes.grounding_paid import (
+    Group,
+    Tally,
+    episode_seeds,
+    paid_group,
+    rows_of,
+)
+from saccade.training.recipes.learner import Learner
+from saccade.training.recipes.recursion import everywhere
+from saccade.training.rundir import RunDir, is_free
+
+STATE = "grpo.pt"
+UNSEEN = -1
+
+
+class ToolLearner(Learner):
+    """A learner whose base can call tools, however it was loaded."""
+
+    def __init__(self, config: Config, *, lora: bool) -> None:
+        super().__init__(config, lora=lora, selector=None)
+        name = config.model.name
+        tool_ready(Backbone(self.base, self.processor, name=name, location=name))
+
+    def _twin(self) -> ToolLearner:
+        dtype = str(self.base.dtype).removeprefix("torch.")
+        place = self.config.model.model_copy(update={"device": "cpu", "dtype": dtype})
+        return ToolLearner(self.config.model_copy(update={"model": place}), lora=self.lora)
+
+
+class GrpoPhase:
+    """What the training loop needs to know about groups of episodes."""
+
+    def __init__(self, config: Config) -> None:
+        _refuse_what_cannot_be(config)
+        self.config, self.settings = config, config.grounding.grpo
+        self.learner = ToolLearner(config, lora=self.settings.adapter == "lora")
+        self.model: nn.Module = self.learner.model
+        self.base, self.processor = self.learner.base, self.learner.processor
+        self.dialogue = Dialogue(self.base, self.processor, config=config)
+        self.before: Dialogue | None = None
+        if self.settings.beta and self.learner.adapter is None:
+            frozen = copy.deepcopy(self.base).requires_grad_(False)
+            self.before = Dialogue(frozen, self.processor, config=config)
+        self.detectors = Detectors(self.settings)
+        self.run = RunDir.of(config)
+        self.log = EpisodeLog(self.run.path / FILE)
+        self.now: Callable[[], int] = lambda: 0
+        self.buffer: dict[int, dict[str, Any]] = {}
+        self.tally, self.rows = Tally(), list[dict[str, Any]]()
+        self.taught, self._opened = True, False
+        self._digest = digest_of(config)
+        self._pattern: dict[str, Tensor] = {}
+        self._trl: Any = None
+
+    # data ----------------------------------------------------------------------------------------
+
+    def train_source(self) -> SampleSource:
+        steps = round(self.settings.easy_steps * self.config.training.steps / self.settings.reuse)
+        per_step = self.config.training.batch_size * self.config.training.accumulation
+        return Targets(
+            open_source(self.config.data.train), seed=self.config.run.seed, easy=steps * per_step
+        )
+
+    def batches(
+        self, order: SampleOrder, *, share: Share, steps: int, first_step: Callable[[], int]
+    ) -> Sampler[list[int]]:
+        """Fresh questions for the steps that sample, none for those that use episodes again."""
+        self.now = first_step
+        return FreshBatches(
+            order, share=share, steps=steps, first_step=first_step, reuse=self.settings.reuse
+        )
+
+    def collate(self, samples: list[Sample]) -> dict[str, Any]:
+        """Tasks; `input_ids` only say how many tokens a step will read at about."""
+        tasks = [task_of(sample) for sample in samples]
+        if tasks and not self._pattern:
+            row = self.dialogue.rows([self._guessed(tasks[0])])
+            self._pattern = {
+                name: row[name][:1] for name in ("input_ids", "labels", "mm_token_type_ids")
+            }
+        shape = {name: one.expand(len(tasks), -1) for name, one in self._pattern.items()}
+        return {"labels": torch.zeros(0, 1, dtype=torch.long), **shape, "tasks": tasks}
+
+    def _guessed(self, task: Task) -> list[Episode]:
+        """A group of demonstrations, each with all looks, to measure with."""
+        box = task.box or Box(0.4, 0.4, 0.6, 0.6)
+        zooms = "zoom" in self.config.grounding.tools and self.config.grounding.zoom.calls > 0
+        task, looks = replace(task, box=box), [box] if zooms else []
+        return [
+            self.dialogue.demonstration(task, looks=looks, index=i)
+            for i in range(self.settings.group)
+        ]
+
+    # episodes ------------------------------------------------------------------------------------
+
+    def enter(self, inputs: Mapping[str, Any], *, micro: int) -> dict[str, Any]:
+        """Sample, judge and pack the groups of a micro-batch, or take those of an earlier step."""
+        step = self.now()
+        if micro == 0:
+            self._begin(step)
+        if step % self.settings.reuse == 0:
+            self.buffer[micro] = self._sampled(inputs["tasks"], step=step) | {"micro": micro}
+        elif micro not in self.buffer:
+            raise InputError(
+                f"step {step} uses episodes again, and the checkpoint holds none"
+                f"\n  fix: keep grounding.grpo.reuse={self.settings.reuse} and the processes as"
+                " they were, or start another run with run.name=NAME"
+            )
+        batch = self.buffer[micro]
+        self.taught = self.taught or bool(batch["learned_RL"].any())
+        return dict(batch)
+
+    def _begin(self, step: int) -> None:
+        self.detectors.stop(step=step, saved=self._saved())
+        if not self._opened and _first():
+            self.log.go_back_to(step)
+        self._opened = True
+        self.tally, self.rows, self.taught = Tally(), [], False
+
+    def _saved(self) -> str:
+        good = newest_good(self.run.checkpoints).folder
+        return f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+
+    def _rolled(self, tasks: Sequence[Task], *, step: int) -> list[list[Episode]]:
+        """Each task's episodes, by seeds that no batch, process or resumed run changes."""
+        settings, seed = self.settings, self.config.run.seed
+        if settings.rollouts == "trl":
+            from saccade.training.trl_grounding import TrlGrounding
+
+            self._trl = self._trl or TrlGrounding(
+                self.config, base=self.base, processor=self.processor, folder=self.run.path / "trl"
+            )
+            names = "+".join(task.sample.id for task in tasks)
+            (drawn,) = episode_seeds(seed, step=step, sample=names, group=1)
+            return self._trl.episodes(tasks, seed=drawn)
+        names = [task.sample.id for task in tasks]
+        seeds = [episode_seeds(seed, step=step, sample=n, group=settings.group) for n in names]
+        return roll(
+            self.dialogue, tasks, group=settings.group, seeds=seeds,
+            temperature=settings.temperature, shared=settings.rollouts == "shared",
+        )  # fmt: skip
+
+    def _sampled(self, tasks: Sequence[Task], *, step: int) -> dict[str, Any]:
+        settings = self.settings
+        was_training = self.base.training
+        self.base.eval()
+        rolled = self._rolled(tasks, step=step)
+        self.base.train(was_training)
+        groups = [paid_group(one, config=self.config.grounding) for one in rolled]
+        about = {"run_seed": self.config.run.seed, "config": self._digest}
+        self.rows += rows_of(
+            groups, run=self.run.path.name, step=step + 1, convention=self.dialogue.convention,
+            extra=about,
+        )  # fmt: skip
+        tally = Tally.of(groups)
+        self.tally.add(tally)
+        own = self.config.training.batch_size * self.config.training.accumulation
+        seen = tally.shares(episodes=own * settings.group, groups=own)
+        return self._packed(groups) | {"seen": seen}
+
+    def _packed(self, groups: Sequence[Group]) -> dict[str, Any]:
+        """The learning batch of the groups that teach; of the first one, masked, if none does."""
+        still = self.settings.beta > 0 or self.settings.entropy > 0
+        kept = [one for one in groups if one.judged.kept and (still or not one.judged.constant)]
+        rows = kept or list(groups[:1])
+        batch = self.dialogue.rows([one.episodes for one in rows])
+        gain_E = torch.tensor([a for one in rows for a in one.judged.advantages])
+        learned_E = torch.tensor([bool(kept) and one for row in rows for one in row.learned])
+        episode_RL = batch["episode_RL"]
+        written_RL = (batch["labels"] != -100) & (episode_RL >= 0)
+        at_RL = episode_RL.clamp(min=0)
+        return batch | {
+            "advantages_RL": gain_E[at_RL] * written_RL,
+            "learned_RL": learned_E[at_RL] & written_RL,
+            "sampled_RL": sampled_log_probs(batch, [e for one in rows for e in one.episodes]),
+        }
+
+    # loss ----------------------------------------------------------------------------------------
+
+    def loss(self, batch: dict[str, Any], *, step: int, denominator: Tensor) -> dict[str, Tensor]:
+        if "learned_RL" not in batch:  # only measured: demonstrations of the same size
+            batch = self._measured(batch)
+        settings, training = self.settings, self.config.training
+        new_RL, entropy_RL = self.dialogue.log_probs(batch)
+        kept = self.buffer.get(batch.get("micro", UNSEEN), {})
+        with torch.no_grad():
+            old_RL = kept.setdefault("old_RL", new_RL.detach())
+            if settings.beta and "before_RL" not in kept:
+                kept["before_RL"] = self._before(batch)
+        learned_RL = batch["learned_RL"].to(new_RL.device)
+        own = training.batch_size * training.accumulation * settings.group
+        found = grpo_loss(
+            new_RL, old=old_RL.to(new_RL.device), advantages=batch["advantages_RL"].to(new_RL),
+            mask=learned_RL, normaliser=own * settings.max_tokens, config=settings,
+            reference=kept["before_RL"].to(new_RL) if settings.beta else None,
+            entropies=entropy_RL, entropy_normaliser=denominator,
+        )  # fmt: skip
+        # the loop weighs metrics by written tokens, but these are means over episodes or batches
+        written = (batch["labels"] != -100).sum().clamp(min=1)
+        tokens = found.tokens.clamp(min=1) * training.accumulation
+        gap_RL = (new_RL.detach() - batch["sampled_RL"].to(new_RL)).abs() * learned_RL
+        seen = {
+            "ratio": torch.where(found.tokens > 0, found.ratio / tokens, 1 / training.accumulation),
+            "clipped": (found.clipped_low + found.clipped_high) / tokens,
+            "clipped_low": found.clipped_low / tokens,
+            "clipped_high": found.clipped_high / tokens,
+            "rollout_gap": gap_RL.sum() / tokens,
+            **({"kl": found.kl / tokens} if settings.beta else {}),
+            **batch["seen"],
+        }
+        mean = (denominator / written).double()
+        return {"loss": found.total, **{name: value * mean for name, value in seen.items()}}
+
+    def _measured(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        rows = self.dialogue.rows([self._guessed(task) for task in batch["tasks"]])
+        written_RL = rows["labels"] != -100
+        return rows | {
+            "advantages_RL": written_RL.float(), "learned_RL": written_RL,
+            "sampled_RL": written_RL.float(), "seen": {},
+        }  # fmt: skip
+
+    def _before(self, batch: dict[str, Any]) -> Tensor:
+        """Log-probabilities under the model before this phase."""
+        if self.before is not None:
+            return self.before.log_probs(batch)[0]
+        with self.learner.as_it_was():
+            return self.dialogue.log_probs(batch)[0]
+
+    # after a step --------------------------------------------------------------------------------
+
+    def updated(self, *, learning_rate: float) -> None:
+        """After each update: note the step's episodes, and look for signs of a collapse."""
+        whole = Tally()
+        parts = everywhere((self.rows, self.tally))
+        for _, tally in parts:
+            whole.add(tally)
+        if not whole.counts["episodes"]:  # used again
+            return
+        self.detectors.note(whole.signs())
+        if _first():
+            self.log.append([row for rows, _ in parts for row in rows])
+
+    def resting(self, step: int) -> list[str]:
+        """Everything, at a step whose groups were all left out: it has no gradient at all."""
+        return [] if self.taught else list(self.groups())
+
+    # measuring -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, source: SampleSource, *, limit: int) -> dict[str, float]:
+        """The greedy policy on held-out targets.
+
+        `accuracy` is the share of points in the half-open box, `iou_50` of boxes that overlap it
+        by half; `zoom_rate` the share of episodes with a crop; `pixels` the mean area looked at.
+        """
+        self.base.eval()
+        held_out, size = Targets(source, seed=0), self.config.eval.batch_size
+        tally = Tally()
+        for start in range(0, min(limit, len(source)), size):
+            numbers = range(start, min(start + size, limit, len(source)))
+            tasks = [task_of(held_out[number]) for number in numbers]
+            rolled = roll(
+                self.dialogue, tasks, group=1, seeds=[[0]] * len(tasks), temperature=1.0,
+                greedy=True,
+            )  # fmt: skip
+            tally.add(Tally.of([paid_group(one, config=self.config.grounding) for one in rolled]))
+        return tally.measured()
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        return self.learner.groups()
+
+    # state ---------------------------------------------------------------------------------------
+
+    def checkpoint_files(self, gather: Callable[[Any], list[Any]]) -> dict[str, Writer]:
+        """Streaks of the detectors, and episodes that later steps use again."""
+        kept = self.buffer if (self.now() % self.settings.reuse) else {}
+        buffers = gather([_plain(kept[micro]) for micro in sorted(kept)])
+        return {
+            STATE: state.torch_writer({"detectors": self.detectors.saved(), "buffers": buffers})
+        }
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take up what `checkpoint_files` wrote."""
+        saved = state.read_torch(checkpoint / STATE)
+        self.detectors.restore(saved["detectors"])
+        rank = _rank()
+        own = saved["buffers"][rank] if rank < len(saved["buffers"]) else []
+        self.buffer = dict(enumerate(own))
+
+    def finish(self, run: RunDir) -> None:
+        """Write the adapter and the merged model; a policy that has collapsed is not handed on."""
+        self.detectors.stop(step=self.config.training.steps, saved=self._saved())
+        self.learner.save(run)
+
+
+class FreshBatches(Sampler[list[int]]):
+    """Questions for each step that samples episodes, nothing for the steps that use them again."""
+
+    def __init__(
+        self,
+        order: SampleOrder,
+        *,
+        share: Share,
+        steps: int,
+        first_step: Callable[[], int],
+        reuse: int,
+    ) -> None:
+        self.order, self.share, self.steps = order, share, steps
+        self.first_step, self.reuse = first_step, reuse
+
+    def __len__(self) -> int:
+        return self.steps * self.share.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        share = self.share
+        for step in range(self.first_step(), self.steps):
+            round_, again = divmod(step, self.reuse)
+            start = round_ * share.samples_per_step
+            start += share.rank * share.accumulation * share.batch_size
+            for micro in range(share.accumulation):
+                first = start + micro * share.batch_size
+                yield [] if again else self.order.take(first, share.batch_size)
+
+
+def sampled_log_probs(batch: Mapping[str, Any], episodes: Sequence[Episode]) -> Tensor:
+    """[R, L]: each written token's log-probability when it was sampled, else 0."""
+    episode_RL, written_RL = batch["episode_RL"], batch["labels"] != -100
+    log_probs_RL = torch.zeros(episode_RL.shape)
+    for number, episode in enumerate(episodes):
+        log_probs_RL[(episode_RL == number) & written_RL] = episode.log_probs[episode.written]
+    return log_probs_RL
+
+
+def digest_of(config: Config) -> str:
+    """A short name of everything in a configuration that moves the weights."""
+    flat = flatten(config.model_dump(mode="json"))
+    kept = {key: value for key, value in flat.items() if not is_free(key)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _plain(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A learning batch as a checkpoint holds it."""
+    return {
+        name: value.detach().cpu() if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
+
+
+def _rank() -> int:
+    import torch.distributed as dist
+
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _first() -> bool:
+    return _rank() == 0
+
+
+def _refuse_what_cannot_be(config: Config) -> None:
+    if config.training.parallel == "fsdp":
+        raise InputError(
+            "training.parallel=fsdp: episodes are sampled between steps, when a sharded base is"
+            " nowhere whole\n  fix: use training.parallel=ddp"
+        )
+    if config.grounding.selector is not None:
+        raise InputError(
+            f"grounding.selector={config.grounding.selector}: the groups are trained on whole"
+            " looks\n  fix: leave it out here and give it to `saccade eval`"
+        )

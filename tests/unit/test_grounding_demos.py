@@ -1,0 +1,180 @@
+"""The phases that learn from known boxes: what is demonstrated, the aids, and the chain of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saccade.config.resolve import Resolved, resolve
+from saccade.data.boxes import WHOLE, Box
+from saccade.grounding.packed import NOBODY
+from saccade.training.grounding_phases import runs_of
+from saccade.training.recipes.grounding import open_phase
+from saccade.training.recipes.grounding_aids import (
+    OFFSETS,
+    Thing,
+    cell_labels,
+    cells_under,
+    things_of,
+)
+from saccade.training.recipes.grounding_demos import DemoPhase, drawn_window
+
+share = st.floats(0.0, 1.0)
+
+
+def smoke(cache: Path, *overrides: str) -> Resolved:
+    place = f"data.train.cache={cache}", f"data.eval.cache={cache}", "training.threads=1"
+    return resolve("smoke/grounding", overrides=[*place, *overrides])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("screens")
+
+
+def phase(cache: Path, name: str, *overrides: str) -> DemoPhase:
+    opened: Any = open_phase(smoke(cache, f"grounding.phase={name}", *overrides).config)
+    return opened
+
+
+def a_batch(recipe: DemoPhase, *, count: int = 8) -> dict[str, Any]:
+    source = recipe.train_source()
+    return recipe.collate([source[i] for i in range(count)])
+
+
+def loss_of(recipe: DemoPhase, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return recipe.loss(batch, step=0, denominator=(batch["labels"] != -100).sum())
+
+
+@pytest.mark.parametrize("name", ["places", "warm"])
+def test_a_gradient_reaches_every_trained_tensor(name: str, cache: Path) -> None:
+    recipe = phase(cache, name)
+    loss_of(recipe, a_batch(recipe))["loss"].backward()
+    silent = [n for n, p in recipe.model.named_parameters() if p.requires_grad
+              and (p.grad is None or not p.grad.abs().sum())]  # fmt: skip
+    assert not silent
+
+
+@pytest.mark.parametrize("key", ["look_loss", "cell_loss"])
+def test_each_aid_can_be_switched_off(key: str, cache: Path) -> None:
+    with_aid, without = phase(cache, "places"), phase(cache, "places", f"grounding.{key}=0")
+    batch = a_batch(with_aid)
+    on = loss_of(with_aid, batch)
+    off = loss_of(without, a_batch(without))
+    assert key in on and key not in off
+    assert on["loss"].item() > off["loss"].item()
+
+
+def test_a_frozen_tower_learns_nothing(cache: Path) -> None:
+    recipe = phase(cache, "warm", "grounding.warm.vision=false")
+    loss_of(recipe, a_batch(recipe))["loss"].backward()
+    assert all(p.grad is None for p in recipe.base.model.visual.parameters())
+
+
+@pytest.mark.parametrize("zooms", [0, 1])
+def test_whether_a_demonstration_zooms_is_drawn_by_the_configured_share(
+    zooms: int, cache: Path
+) -> None:
+    recipe = phase(cache, "warm", f"grounding.warm.zoom_share={zooms}")
+    source = recipe.train_source()
+    (group,) = recipe.demonstrations([source[i] for i in range(4)])
+    assert [len(one.screen.views) - 1 for one in group] == [zooms] * 4
+    for one in group:
+        assert one.answer is not None and one.task.box is not None
+        assert one.task.box.contains(*one.answer.point)
+
+
+def test_places_shows_crops_as_a_zoom_would(cache: Path) -> None:
+    recipe = phase(cache, "places", "grounding.places.crop_share=1")
+    source = recipe.train_source()
+    groups = recipe.demonstrations([source[i] for i in range(4)])
+    cropped = [one for group in groups for one in group if one.task.kept is not None]
+    assert cropped
+    for one in cropped:
+        pixels = one.screen.views[0].pixels
+        assert abs(pixels - recipe.settings.zoom.pixels) < 0.2 * recipe.settings.zoom.pixels
+        assert one.task.box is not None and min(one.task.box) >= 0 and max(one.task.box) <= 1
+
+
+def test_what_is_asked_beside_a_question_changes_neither_its_crop_nor_its_loss(
+    cache: Path,
+) -> None:
+    recipe = phase(cache, "places", "grounding.places.crop_share=1")
+    source = recipe.train_source()
+    samples = [source[i] for i in range(4)]
+    together = {one.task.sample.id: one.task.kept
+                for group in recipe.demonstrations(samples) for one in group}  # fmt: skip
+    for sample in samples:
+        ((alone,),) = recipe.demonstrations([sample])
+        assert together[sample.id] == alone.task.kept
+
+
+def test_digits_are_drawn_to_cells_of_their_own_picture_that_touch_the_target(
+    cache: Path,
+) -> None:
+    recipe = phase(cache, "warm", "grounding.warm.zoom_share=1")
+    batch = a_batch(recipe, count=4)
+    assert len(batch["look_row"]) == len(batch["look_from"]) == len(batch["look_at"])
+    image = recipe.dialogue.markers.image
+    for row, at, cells_L in zip(
+        batch["look_row"], batch["look_from"], batch["look_at"], strict=True
+    ):
+        assert cells_L.any() and not cells_L[at:].any()
+        assert bool((batch["input_ids"][row][cells_L] == image).all())
+        seen = set(batch["episode_RL"][row][cells_L].tolist())
+        assert seen <= {NOBODY, int(batch["episode_RL"][row, at + 1])} and len(seen) == 1
+
+
+@given(left=share, top=share, width=st.floats(0.01, 0.2), height=st.floats(0.01, 0.2),
+       jitter=share, key=st.text())  # fmt: skip
+def test_a_drawn_window_shows_its_target_and_stays_on_the_screen(
+    left: float, top: float, width: float, height: float, jitter: float, key: str
+) -> None:
+    box = Box(left * (1 - width), top * (1 - height), 0, 0)
+    box = box._replace(right=box.left + width, bottom=box.top + height)
+    window = drawn_window(box, side=0.25, jitter=jitter, key=key)
+    inside, slack = box.seen_in(window), 1e-6
+    assert min(inside) >= -slack and max(inside) <= 1 + slack
+    assert min(window) >= -slack and max(window) <= 1 + slack
+    assert window.width == pytest.approx(0.25) and window.height == pytest.approx(0.25)
+
+
+def test_a_cell_is_labelled_by_the_thing_centred_in_it() -> None:
+    things = [Thing(Box(0.5, 0.5, 0.75, 1.0), color=3, shape=5)]
+    labels = cell_labels(things, view=WHOLE, grid=(2, 4))
+    assert labels["color"] == [0, 0, 0, 0, 0, 0, 3, 0]
+    assert labels["across"][6] == labels["down"][6] == 1 + OFFSETS // 2
+    beside = cell_labels(things, view=Box(0.0, 0.0, 0.5, 0.5), grid=(2, 4))
+    assert not any(beside["color"])
+
+
+def test_cells_under_a_box_are_those_it_touches() -> None:
+    assert cells_under(Box(0.3, 0.1, 0.6, 0.4), grid=(2, 4)).nonzero()[:, 0].tolist() == [1, 2]
+    assert cells_under(Box(1.2, 1.2, 1.3, 1.3), grid=(2, 4)).sum() == 1
+
+
+def test_things_are_read_from_what_the_page_calls_them() -> None:
+    tree = [{"role": "button", "name": "red star", "box": (0, 0, 0.1, 0.1)},
+            {"role": "link", "name": "Settings", "box": (0, 0, 0.1, 0.1)}]  # fmt: skip
+    assert [(one.color, one.shape) for one in things_of(tree)] == [(1, 4)]
+
+
+def test_a_run_stands_on_the_phases_before_it(cache: Path) -> None:
+    runs = [one.config for one in runs_of(smoke(cache))]
+    assert [one.run.name for one in runs] == [
+        "smoke-grounding-places", "smoke-grounding-warm", "smoke-grounding",
+    ]  # fmt: skip
+    assert [one.grounding.phase for one in runs] == ["places", "warm", "grpo"]
+    assert [one.model.name for one in runs] == [
+        "tiny", "runs/smoke-grounding-places/model", "runs/smoke-grounding-warm/model",
+    ]  # fmt: skip
+    skipped = [one.config for one in runs_of(smoke(cache, "grounding.places.steps=0"))]
+    assert [one.grounding.phase for one in skipped] == ["warm", "grpo"]
+    assert skipped[0].model.name == "tiny"
+    other = resolve("smoke/sft")
+    assert runs_of(other) == [other]
