@@ -1,5 +1,5 @@
-"""The verb `saccade eval`: a run's score, its heat maps, an official harness's score of it, or
-whether a file of written code passes its tests.
+"""The verb `saccade eval`: a run's score, its heat maps, an official harness's score of it, whether
+a file of written code passes its tests, or a published file of predictions judged again.
 
 What was typed flows in; the work is done in `evaluation/`. Tables or JSON go to stdout, progress
 and the harness's log to stderr. Left out: comparing selectors (`saccade compare`).
@@ -53,6 +53,18 @@ RunCode = Annotated[
 Problems = Annotated[
     Path | None, typer.Option("--problems", help="HumanEval-style .jsonl with the tests.")
 ]
+Screens = Annotated[
+    Path | None,
+    typer.Option("--screens", help="Score a grounding run on this ScreenSpot-like folder."),
+]
+Judge = Annotated[
+    Literal["screenspot-pro"] | None,
+    typer.Option("--judge", help="RUN is a .json of predictions: judge it by these rules."),
+]
+Boxes = Annotated[
+    Literal["auto", "xywh", "xyxy"],
+    typer.Option("--boxes", help="With --judge: what the file's boxes mean; auto = the format's."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -75,76 +87,81 @@ def evaluate(
     results: Results = None,
     run_code: RunCode = False,
     problems: Problems = None,
+    screens: Screens = None,
+    judge: Judge = None,
+    boxes: Boxes = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Score a run on its held-out samples; every prediction is kept.
 
     Examples:
 
-    - `saccade eval relevance`
     - `saccade eval relevance selector.keep=0.1 --limit 100`
-    - `saccade eval runs/relevance --rejudge --json`
+    - `saccade eval runs/relevance --rejudge`
     - `saccade eval relevance --heatmaps`
     - `saccade eval recursion recursion.eval_steps=32`
     - `saccade eval relevance --official lmms-eval --tasks vqav2_val --python env/bin/python`
     - `saccade eval completions.jsonl --problems HumanEval.jsonl --run-code`
+    - `saccade eval grounding --screens ScreenSpot-v2`
+    - `saccade eval predictions.json --judge screenspot-pro`
     """
-    from saccade.cli_inputs import export_dotenv, open_run
-
     if official is None and (tasks or python or include or results):
         raise InputError("--tasks, --python, --include and --results belong to --official")
     if heatmaps + rejudge + (official is not None) > 1:
         raise InputError("choose one of --heatmaps, --rejudge and --official")
-    if run.endswith(".jsonl"):
+    if judge is not None:
+        result, table = _judged(Path(run), boxes=boxes)
+    elif run.endswith(".jsonl"):
         result, table = _code(Path(run), problems=problems, run_code=run_code, limit=limit)
-        out.write_json(result) if as_json else out.render(table)
-        return
-    if run_code or problems:
+    elif run_code or problems:
         raise InputError(f"{run}: --run-code and --problems want a .jsonl file of completions")
-    export_dotenv()
-    opened = open_run(run, overrides or [])
-    if official is not None:
-        wanted = [task.strip() for task in tasks.split(",") if task.strip()]
-        result, table = _official(
-            opened, tasks=wanted, python=python, include=include, results=results, arm=arm,
-            limit=limit,
-        )  # fmt: skip
-    elif heatmaps:
-        result, table = _heat_maps(opened, arm=arm, limit=limit, checkpoint=checkpoint)
     else:
-        keep = opened.config().selector.keep if overrides else None
-        result, table = _score(
-            opened, rejudge=rejudge, limit=limit, arm=arm, keep=keep, checkpoint=checkpoint
-        )
+        opened = _opened(run, overrides)
+        if official is not None:
+            wanted = [task.strip() for task in tasks.split(",") if task.strip()]
+            result, table = _official(
+                opened, tasks=wanted, python=python, include=include, results=results, arm=arm,
+                limit=limit,
+            )  # fmt: skip
+        elif heatmaps:
+            result, table = _heat_maps(opened, arm=arm, limit=limit, checkpoint=checkpoint)
+        else:
+            keep = opened.config().selector.keep if overrides else None
+            result, table = _score(
+                opened, rejudge=rejudge, screens=screens, limit=limit, arm=arm, keep=keep,
+                checkpoint=checkpoint,
+            )  # fmt: skip
     out.write_json(result) if as_json else out.render(table)
 
 
-def _score(opened: RunDir, *, rejudge: bool, **wanted: Any) -> tuple[dict[str, Any], Any]:
-    from rich.console import Group
+def _opened(run: str, overrides: list[str] | None) -> RunDir:
+    from saccade.cli_inputs import export_dotenv, open_run
 
+    export_dotenv()
+    return open_run(run, overrides or [])
+
+
+def _score(
+    opened: RunDir, *, rejudge: bool, screens: Path | None, **wanted: Any
+) -> tuple[dict[str, Any], Any]:
     from saccade.evaluation import run as worker
-    from saccade.evaluation.dataset_scores import scores_table
-    from saccade.evaluation.table import evaluation_table
-    from saccade.evaluation.thinking import thinking_table
+    from saccade.evaluation.table import scores
 
     if rejudge:
-        result = worker.rejudge(opened)
+        result = worker.rejudge(opened, screens=screens)
     else:
         with out.progress_bar() as progress:
-            result = worker.evaluate_run(opened, progress=progress, **wanted)
-    if result.get("recipe") == "thoughts":
-        from saccade.evaluation.reasoning import reasoning_table
-
-        return result, reasoning_table(result)
-    if result.get("reads") == "stream":
-        from saccade.evaluation.reading import reading_table
-
-        return result, reading_table(result)
-    if result.get("recipe") == "recursion":
+            result = worker.evaluate_run(opened, screens=screens, progress=progress, **wanted)
+    if result.get("recipe") == "recursion" and "reads" not in result:
         out.show_note(f"pictures: {opened.figures}/thinking.png, puzzle.png, puzzle.gif")
-        return result, thinking_table(result)
-    table = evaluation_table(result)
-    return result, Group(table, scores_table(result)) if result["scores"] else table
+    return result, scores(result)
+
+
+def _judged(file: Path, *, boxes: Literal["auto", "xywh", "xyxy"]) -> tuple[dict[str, Any], Any]:
+    from saccade.scoring.screenspot import judge_screenspot_file, screenspot_table
+
+    result = judge_screenspot_file(file, boxes=boxes)
+    return result, screenspot_table(result)
 
 
 def _code(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,49 +68,64 @@ def plan_cells(
     return cells
 
 
+class KeyedLines:
+    """JSON lines in a file whose first line names everything they depend on (`key`)."""
+
+    def __init__(self, path: Path, *, key: dict[str, Any]) -> None:
+        self.path = path
+        self.header = json.dumps({"v": 1, **key}, sort_keys=True)
+        self._fits = False
+
+    def read(self) -> list[dict[str, Any]]:
+        """The lines stored under this key; a torn last one is cut off, so appending is safe."""
+        self._fits = False
+        if not self.path.is_file():
+            return []
+        lines = self.path.read_text("utf-8").split("\n")
+        if lines[0] != self.header:
+            return []
+        if lines[-1]:  # a killed writer left half a line
+            torn = len(lines[-1].encode())
+            os.truncate(self.path, self.path.stat().st_size - torn)
+        self._fits = len(lines) > 1  # else even the first line is torn
+        return [json.loads(line) for line in lines[1:-1] if line]
+
+    def append(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Add lines; they survive a kill right after this returns. `read` comes first: what is
+        stored under another key is replaced."""
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if not lines:
+            return
+        if not self._fits:
+            lines = self.header + "\n" + lines
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a" if self._fits else "w", encoding="utf-8") as file:
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        self._fits = True
+
+
 class CellStore:
     """Answers of all cells of one comparison, on disk; `key` names what they depend on."""
 
     def __init__(self, folder: Path, *, key: dict[str, Any]) -> None:
         self.folder = folder
         self.key = key
+        self._files: dict[Cell, KeyedLines] = {}
         self._found: dict[Cell, dict[str, Prediction]] = {}
 
     def answers(self, cell: Cell) -> dict[str, Prediction]:
         """Stored answers of a cell by sample id (empty when there are none that fit the key)."""
         if cell not in self._found:
-            self._found[cell] = self._load(cell)
+            key = {**self.key, "arm": cell.arm, "keep": cell.keep}
+            self._files[cell] = KeyedLines(self.folder / f"{cell.name}.jsonl", key=key)
+            rows = [Prediction.from_json(row) for row in self._files[cell].read()]
+            self._found[cell] = {row.id: row for row in rows}
         return self._found[cell]
 
     def append(self, cell: Cell, predictions: Sequence[Prediction]) -> None:
         """Add answers to a cell; they survive a kill right after this returns."""
         known = self.answers(cell)
-        path = self._path(cell)
-        lines = "".join(one.as_json() + "\n" for one in predictions)
-        if not known:
-            lines = self._header(cell) + "\n" + lines
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with path.open("a" if known else "w", encoding="utf-8") as file:
-            file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
+        self._files[cell].append(asdict(one) for one in predictions)
         known.update({one.id: one for one in predictions})
-
-    def _path(self, cell: Cell) -> Path:
-        return self.folder / f"{cell.name}.jsonl"
-
-    def _header(self, cell: Cell) -> str:
-        return json.dumps({"v": 1, **self.key, "arm": cell.arm, "keep": cell.keep}, sort_keys=True)
-
-    def _load(self, cell: Cell) -> dict[str, Prediction]:
-        path = self._path(cell)
-        if not path.is_file():
-            return {}
-        lines = path.read_text("utf-8").split("\n")
-        if lines[0] != self._header(cell):
-            return {}
-        if lines[-1]:  # a killed writer left half a line: cut it off, so that appending is safe
-            torn = len(lines[-1].encode())
-            os.truncate(path, path.stat().st_size - torn)
-        rows = [Prediction.from_json(json.loads(line)) for line in lines[1:-1] if line]
-        return {row.id: row for row in rows}

@@ -58,8 +58,13 @@ def compare_run(
     """Score all selectors at all budgets on the run's held-out samples, write table and plot.
 
     Continues an interrupted comparison; a finished one is only summarised again. Raises
-    InputError for an unknown selector.
+    InputError for an unknown selector. Runs of recipe grounding have no selectors; there, ways to
+    look again are compared.
     """
+    if run.config().recipe == "grounding":
+        from saccade.evaluation.grounding_compare import compare_grounding
+
+        return compare_grounding(run, progress=progress)
     comparison = Comparison(run, samples=samples, keep=keep, arms=arms, progress=progress)
     comparison.answer(comparison.cells)
     costs = comparison.costs()

@@ -281,7 +281,7 @@ def load_base(config: Config) -> LoadedRun:
     from saccade.models.backbone import load_backbone
     from saccade.models.relevance.model import RelevanceModel
 
-    _set_threads(config)
+    set_threads(config)
     model = RelevanceModel(load_backbone(config.model), config.selector)
     return _loaded(config, model, arms=arms_of(config))
 
@@ -300,7 +300,12 @@ def load_run(run: RunDir, *, checkpoint: Path | None = None) -> LoadedRun:
             f"{run.path}: this model answers with symbols and sees no images"
             f"\n  fix: measure it with `saccade eval {run.path}`"
         )
-    _set_threads(config, earlier=(run.provenance() or {}).get("threads"))
+    if config.recipe == "grounding":
+        raise InputError(
+            f"{run.path}: this model answers with a place on a screenshot and has no selector"
+            f"\n  fix: measure it with `saccade eval {run.path}` or `saccade compare {run.path}`"
+        )
+    set_threads(config, earlier=(run.provenance() or {}).get("threads"))
     folder = weights_folder(run, checkpoint=checkpoint)
     if (folder / "state.json").is_file():
         model = _from_checkpoint(config, folder)
@@ -368,7 +373,8 @@ def _loaded(config: Config, model: Any, *, arms: tuple[str, ...]) -> LoadedRun:
     return LoadedRun(config=config, model=model.eval(), renderer=renderer, arms=arms)
 
 
-def _set_threads(config: Config, *, earlier: int | None = None) -> None:
+def set_threads(config: Config, *, earlier: int | None = None) -> None:
+    """Compute with the configured number of threads, or with that of the training (`earlier`)."""
     import torch
 
     from saccade.training.threads import choose_threads

@@ -23,7 +23,7 @@ from saccade.config.schema import Budget, Source
 from saccade.config.streams import StreamSource
 from saccade.data.samples import DataError
 from saccade.data.sources import open_source
-from saccade.evaluation import reading, reasoning, thinking
+from saccade.evaluation import grounding, reading, reasoning, thinking
 from saccade.evaluation.dataset_scores import dataset_scores, is_caption, judged_together
 from saccade.evaluation.load import (
     LoadedRun,
@@ -59,14 +59,21 @@ def evaluate_run(
     arm: str = "trained",
     keep: Budget | None = None,
     checkpoint: Path | None = None,
+    screens: Path | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Score the run's model on `data.eval` and write predictions and summary.
 
     `keep` defaults to the configured budget, `checkpoint` to the finished model or, before that
-    exists, the newest checkpoint. Raises InputError for an arm the run has not.
+    exists, the newest checkpoint; `screens` is a folder that a grounding run is scored on instead.
+    Raises InputError for an arm the run has not.
     """
     config = run.config()
+    if config.recipe == "grounding":
+        return grounding.evaluate_grounding(
+            run, limit=limit, checkpoint=checkpoint, screens=screens, progress=progress
+        )
+    _refuse_screens(run, screens)
     if isinstance(config.data.eval, StreamSource) and config.recipe == "recursion":
         return reading.evaluate_reading(run, limit=limit, checkpoint=checkpoint, progress=progress)
     if config.recipe == "recursion":
@@ -97,8 +104,11 @@ def evaluate_run(
     return _write(run, predictions, result)
 
 
-def rejudge(run: RunDir) -> dict[str, Any]:
+def rejudge(run: RunDir, *, screens: Path | None = None) -> dict[str, Any]:
     """Judge the stored answers again, with the scoring rules as they are now; needs no model."""
+    if run.config().recipe == "grounding":
+        return grounding.rejudge_grounding(run, screens=screens)
+    _refuse_screens(run, screens)
     if run.config().recipe == "thoughts":
         raise InputError(
             f"{run.path}: its answers are single symbols, judged as they are given"
@@ -116,6 +126,14 @@ def rejudge(run: RunDir) -> dict[str, Any]:
     stored = read_predictions(run.predictions_file)
     predictions = [rejudged(one, metric=metric) for one in stored]
     return _write(run, predictions, read_evaluation(run) or {})
+
+
+def _refuse_screens(run: RunDir, screens: Path | None) -> None:
+    if screens is not None:
+        raise InputError(
+            f"{run.path}: recipe {run.config().recipe} clicks on no screens"
+            "\n  fix: leave --screens out, or name a run of recipe grounding"
+        )
 
 
 def read_evaluation(run: RunDir) -> dict[str, Any] | None:

@@ -6,15 +6,50 @@ printing (the command line's business) and HTML (the report's).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from saccade.evaluation.plot import flops_text
 
 Row = Mapping[str, Any]
+
+
+def compared(result: Row) -> Any:
+    """What a comparison came to, in the form its recipe has."""
+    if result.get("recipe") == "grounding":
+        from saccade.evaluation.grounding_table import compared_table
+
+        return compared_table(result)
+    return comparison_table(result)
+
+
+def compared_plots(result: Row, *, folder: Path) -> str:
+    """Where a comparison's plots lie."""
+    if result.get("recipe") == "grounding":
+        return f"plots: {folder}/accuracy_cost.png, zoom_by_size.png, calibration.png"
+    return f"plot: {folder / 'comparison.png'}"
+
+
+def scores(result: Row) -> Any:
+    """What an evaluation came to, in the form its recipe has."""
+    from saccade.evaluation import dataset_scores, grounding_table, reading, reasoning, thinking
+
+    tables: dict[str, Callable[[Row], Any]] = {
+        "stream": reading.reading_table,
+        "grounding": grounding_table.grounding_table,
+        "thoughts": reasoning.reasoning_table,
+        "recursion": thinking.thinking_table,
+    }
+    form = result.get("reads") or result.get("recipe")
+    if form in tables:
+        return tables[form](result)
+    table = evaluation_table(result)
+    return Group(table, dataset_scores.scores_table(result)) if result["scores"] else table
 
 
 def comparison_table(result: Row) -> Table:

@@ -16,20 +16,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from saccade.config.errors import SaccadeError
 from saccade.config.resolve import flatten
 from saccade.config.schema import Config, ScenesSource
+from saccade.config.screens import ScreensSource
 from saccade.data.sources import open_source
 from saccade.evaluation.compare import read_comparison
 from saccade.evaluation.load import Progress, load_run, no_progress
-from saccade.evaluation.records import Prediction, read_predictions
+from saccade.evaluation.records import read_predictions
 from saccade.evaluation.run import read_evaluation
-from saccade.microscope import sections
+from saccade.microscope import grounding_section, sections
 from saccade.microscope.cards import SCORE_MEANINGS, cards
 from saccade.microscope.explain import Explanation, explain
 from saccade.microscope.figures import save_training_figures
+from saccade.microscope.grounding_cards import Shown
+from saccade.microscope.grounding_learning import learning_section
+from saccade.microscope.grounding_section import GroundingPage
 from saccade.microscope.markup import facts, section, text
 from saccade.training.events import read_events
 from saccade.training.rundir import RunDir, write_atomically
@@ -37,6 +41,16 @@ from saccade.training.rundir import RunDir, write_atomically
 log = logging.getLogger(__name__)
 SHOWN_EACH = 5
 """Samples shown that were answered right, and as many that were not."""
+TINY = 2_000_000
+"""Parameters below which a base is called tiny."""
+SELECTOR_LIMITS = (
+    "Maps show what the selector scored, not why the language model answered; a kept cell "
+    "need not have been used.",
+    "Dropping tokens after the encoder leaves the vision tower's cost as it is; decoding "
+    "speed hardly moves. Milliseconds hold for the machine named below, and for small models "
+    "much of them is overhead that operations do not count.",
+    "Operations count matrix products only, and causal attention as the full square.",
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,21 @@ class ReportData:
     right: Sequence[Explanation] = field(default_factory=tuple)
     wrong: Sequence[Explanation] = field(default_factory=tuple)
     missing_samples: str = ""
+    grounding: GroundingPage | None = None
+
+
+class Judged(Protocol):
+    """An answer as choosing sees it."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def correct(self) -> bool: ...
+
+
+AnyJudged = TypeVar("AnyJudged", bound=Judged)
 
 
 def write_report(
@@ -73,6 +102,8 @@ def write_report(
 def read_report_data(run: RunDir, *, samples_each: int) -> ReportData:
     """Collect the run's files and look at the chosen samples with its model."""
     config = run.config()
+    if config.recipe == "grounding":
+        return _grounding_data(run, config, samples_each=samples_each)
     right, wrong, missing = _look_at_samples(run, config, each=samples_each)
     return ReportData(
         name=run.path.resolve().name,
@@ -89,15 +120,26 @@ def read_report_data(run: RunDir, *, samples_each: int) -> ReportData:
     )
 
 
+def _grounding_data(run: RunDir, config: Config, *, samples_each: int) -> ReportData:
+    def pick(shown: Sequence[Shown], correct: bool) -> list[Shown]:
+        return choose(shown, correct=correct, count=samples_each, seed=config.run.seed)
+
+    return ReportData(
+        name=run.path.resolve().name, path=str(run.path), config=config, done=run.done(),
+        provenance=run.provenance(), events=read_events(run.events_file),
+        grounding=grounding_section.read_page(run, config, pick=pick),
+    )  # fmt: skip
+
+
 def choose(
-    predictions: Sequence[Prediction], *, correct: bool, count: int, seed: int
-) -> list[Prediction]:
+    predictions: Sequence[AnyJudged], *, correct: bool, count: int, seed: int
+) -> list[AnyJudged]:
     """Samples to show: drawn by seed, kinds in turn, so that nobody picks the pretty ones."""
     pool = sorted((p for p in predictions if p.correct == correct), key=lambda p: p.id)
     random.Random(f"report-{seed}-{correct}").shuffle(pool)
     kinds = sorted({p.kind for p in pool})
     queues = {kind: [p for p in pool if p.kind == kind] for kind in kinds}
-    chosen: list[Prediction] = []
+    chosen: list[AnyJudged] = []
     while len(chosen) < min(count, len(pool)):
         for kind in kinds:
             if queues[kind] and len(chosen) < count:
@@ -143,10 +185,20 @@ def page(data: ReportData) -> str:
     """The whole page as HTML; a pure function of its data."""
     right, right_rules = cards(data.right, prefix="r") if data.right else ("", "")
     wrong, wrong_rules = cards(data.wrong, prefix="w") if data.wrong else ("", "")
+    rules = right_rules + wrong_rules
+    if data.grounding is not None:
+        found, rules = grounding_section.sections_of(
+            data.grounding, run=data.path, seed=data.config.run.seed
+        )
+        found.append(learning_section(data.events))
+    else:
+        found = [
+            sections.comparison_section(data.comparison, run=data.path),
+            _samples_section(data, right, wrong),
+            sections.evaluation_section(data.evaluation, run=data.path),
+        ]
     parts = [
-        sections.comparison_section(data.comparison, run=data.path),
-        _samples_section(data, right, wrong),
-        sections.evaluation_section(data.evaluation, run=data.path),
+        *found,
         sections.training_section(data.events),
         sections.timeline_section(data.events),
         _limits_section(data),
@@ -154,7 +206,7 @@ def page(data: ReportData) -> str:
             flatten(data.config.model_dump(mode="json")), data.provenance, commands=commands(data)
         ),
     ]
-    style = _asset("report.css") + right_rules + wrong_rules
+    style = _asset("report.css") + rules
     title = f"saccade: {data.name}"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -199,9 +251,15 @@ def _header(data: ReportData) -> str:
     ]  # fmt: skip
     return (
         f'<header class="top"><div><div class="heading"><h1>{text(data.name)}</h1>{pill}</div>'
-        f'<p class="muted">{text(state)}</p>{sections.tiles(data.evaluation, data.comparison)}'
+        f'<p class="muted">{text(state)}</p>{_tiles(data)}'
         f"{facts(highlights)}</div></header>"
     )
+
+
+def _tiles(data: ReportData) -> str:
+    if data.grounding is not None:
+        return grounding_section.tiles(data.grounding)
+    return sections.tiles(data.evaluation, data.comparison)
 
 
 def _training_text(config: Config) -> str:
@@ -219,13 +277,16 @@ def _selector_text(data: ReportData) -> str:
 def _source_text(source: Any) -> str:
     if isinstance(source, ScenesSource):
         return f"{source.scenes:,} generated scenes ({source.split})"
+    if isinstance(source, ScreensSource):
+        return f"{source.screens:,} generated screens ({source.split})"
     return f"{source.type} {getattr(source, 'path', None) or getattr(source, 'name', '')}"
 
 
 def _navigation(parts: Sequence[str]) -> str:
     names = {
         "comparison": "Comparison", "samples": "Samples", "accuracy": "Accuracy",
-        "training": "Training", "timeline": "What happened", "limits": "Limits",
+        "screens": "Other screens", "learning": "Learning", "training": "Training",
+        "timeline": "What happened", "limits": "Limits",
         "provenance": "Reproduce",
     }  # fmt: skip
     links = "".join(
@@ -266,24 +327,30 @@ def _limits_section(data: ReportData) -> str:
     notes = [
         "One training run with one seed: the intervals cover which held-out images were drawn, "
         "not how training would vary. Repeat with other seeds before claiming a margin.",
-        "Maps show what the selector scored, not why the language model answered; a kept cell "
-        "need not have been used.",
-        "Dropping tokens after the encoder leaves the vision tower's cost as it is; decoding "
-        "speed hardly moves. Milliseconds hold for the machine named below, and for small models "
-        "much of them is overhead that operations do not count.",
-        "Operations count matrix products only, and causal attention as the full square.",
+        *(SELECTOR_LIMITS if data.grounding is None else grounding_section.LIMITS),
     ]
     if isinstance(data.config.data.eval, ScenesSource):
         notes.insert(0,
             "The held-out images are generated scenes of flat shapes, signs and clutter. Results "
             "say nothing about photographs or documents until measured there.")  # fmt: skip
-    if data.config.model.name == "tiny":
+    if isinstance(data.config.data.eval, ScreensSource):
+        notes.insert(0,
+            "The held-out screens are generated pages of icons and words. Results say nothing "
+            "about real applications until measured there: saccade eval --screens.")  # fmt: skip
+    if _is_tiny(data):
         notes.insert(1,
-            "The base model is tiny (under a million parameters); it stands in for the "
+            "The base model is tiny (about a million parameters); it stands in for the "
             "architecture, not for the abilities of a large one.")  # fmt: skip
-    if data.comparison and data.comparison["skipped"]:
-        notes.append(f"{len(data.comparison['skipped'])} broken held-out rows were left out.")
+    comparison = data.comparison or (data.grounding and data.grounding.comparison)
+    if comparison and comparison["skipped"]:
+        notes.append(f"{len(comparison['skipped'])} broken held-out rows were left out.")
     items = "".join(f"<li>{text(note)}</li>" for note in notes)
     return section(
         "limits", title="What this does not show", body=f'<ul class="verdicts">{items}</ul>'
     )
+
+
+def _is_tiny(data: ReportData) -> bool:
+    plan = next((e for e in data.events if e["type"] == "plan"), None)
+    # a later phase names the folder of the phase before, not the base that it came from
+    return data.config.model.name == "tiny" or (plan or {}).get("parameters", TINY) < TINY

@@ -1,0 +1,185 @@
+"""Grounding as terminal tables: scores of one run, ways to look, and how the bars stand.
+
+In goes the content of `evaluation.json` or `comparison.json`; out come rich renderables, and the
+sentences that the report shares. Left out: printing and HTML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+Row = Mapping[str, Any]
+
+PARTS = {"platform": "platform", "element": "element", "size": "side in first look, px"}
+STANDINGS = {"clear": "met, beyond the interval", "met": "met", "missed": "missed",
+             "unknown": "not measured"}  # fmt: skip
+STYLES = {"clear": "green", "met": "green", "missed": "red", "unknown": "dim"}
+
+
+def grounding_table(result: Row) -> Any:
+    """Accuracy by platform, element and size beside clicking at random, with looks and cost."""
+    table = Table(title=_title(result), title_justify="left")
+    table.add_column("targets")
+    table.add_column("")
+    for name in ("in box %", "95% interval", "random %", "IoU>=0.5 %", "looks again %", "kpixels",
+                 "tokens", "targets"):  # fmt: skip
+        table.add_column(name, justify="right")
+    for part, heading in PARTS.items():
+        for place, (name, found) in enumerate(result["parts"][part].items()):
+            table.add_row(heading if not place else "", name, *_cells(found))
+        table.add_section()
+    table.add_row("all", "", *_cells(result), style="bold")
+    table.caption = "\n".join([*notes(result), *setting_lines(result["settings"])])
+    table.caption_justify = "left"
+    return table
+
+
+def _title(result: Row) -> str:
+    name = f"{result['name']}: " if result.get("name") else ""
+    return f"{name}{result['samples']} held-out targets, judged by point in box"
+
+
+def _cells(found: Row) -> list[str]:
+    accuracy, iou = found["accuracy"], found["iou"]
+    return [
+        percent(accuracy),
+        "" if accuracy is None else f"{percent(found['low'])} to {percent(found['high'])}",
+        percent(found["random"], digits=2),
+        "" if iou is None else percent(iou["share"]),
+        percent(found["zoom_rate"]["share"]),
+        "" if found["pixels"] is None else f"{found['pixels'] / 1000:.1f}",
+        "" if found["tokens"] is None else f"{found['tokens']:.1f}",
+        str(found["samples"]),
+    ]
+
+
+def percent(value: float | None, *, digits: int = 1) -> str:
+    """A share in percent without the sign; empty where there is none."""
+    return "" if value is None else f"{100 * value:.{digits}f}"
+
+
+def notes(result: Row) -> list[str]:
+    """What must be known to read the scores: targets that are points, ends, broken rows."""
+    lines = []
+    points = result["points"]
+    if points:
+        near, chance = percent(points["share"]), percent(points["random"])
+        lines.append(
+            f"{points['samples']} targets are known by a click point alone: {near} % of the answers"
+            f" come within {points['near']:g} of a side of it [{percent(points['low'])},"
+            f" {percent(points['high'])}], random {chance} %"
+        )
+    ends = ", ".join(f"{name} {count}" for name, count in result["finishes"].items())
+    lines.append(f"episodes: {ends}; tool calls refused: {result['failed_calls']}")
+    if result["skipped"]:
+        lines.append(f"{len(result['skipped'])} broken rows left out, e.g. {result['skipped'][0]}")
+    return lines
+
+
+def setting_lines(settings: Row) -> list[str]:
+    """The conditions of a score, as the benchmarks' traps want them told."""
+    versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
+    limit = settings["max_pixels"] or "the processor's limit of"
+    return [
+        f"first look at most {limit} pixels, crops {settings['crop_pixels']}, at most"
+        f" {settings['calls']} zoom(s); coordinates {settings['coordinates']}; a box is clicked in"
+        " its middle",
+        f"prompt: {settings['prompt']}; temperature {settings['temperature']:g} (greedy)",
+        versions,
+    ]
+
+
+def compared_table(result: Row) -> Any:
+    """Ways to look, the prices, and how the bars stand."""
+    return Group(_arms(result), _sizes(result), _calibration(result), _bars(result))
+
+
+def _arms(result: Row) -> Table:
+    title = f"{result['samples']} held-out targets, {result['small_samples']} of them small"
+    table = Table(title=title, title_justify="left")
+    table.add_column("who looks again", no_wrap=True)
+    for name in ("in box %", "95% interval", "small %", "looks again %", "kpixels",
+                 "learned is better by", "on small targets"):  # fmt: skip
+        table.add_column(name, justify="right")
+    for row in result["rows"]:
+        table.add_row(
+            row["title"], percent(row["accuracy"]),
+            f"{percent(row['low'])} to {percent(row['high'])}", percent(row["accuracy_small"]),
+            percent(row["zoom_rate"]), f"{row['pixels'] / 1000:.1f}",
+            *("" if row["arm"] == "learned" else points(row[key])
+              for key in ("difference", "difference_small")),
+            style="bold" if row["arm"] == "learned" else "",
+        )  # fmt: skip
+    table.caption = (
+        "differences in points with 95% intervals, paired by screenshot; gates decide between never"
+        "\nand always, by a threshold fitted on"
+        f" {result['validation_samples']} validation targets to look as often as the"
+        "\nlearned policy there; `at equal pixels` = at exactly the learned policy's cost here"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def points(found: Row) -> str:
+    """A difference in points with its interval."""
+    if not found["samples"]:
+        return ""
+    mean, low, high = (100 * found[part] for part in ("mean", "low", "high"))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _sizes(result: Row) -> Table:
+    table = Table(title="By size of the target", title_justify="left")
+    table.add_column("side in first look, px", justify="right")
+    arms = [row for row in result["rows"] if row["arm"] in ("never", "learned", "always")]
+    for name in ("targets", "learned looks again %", "95% interval",
+                 *(f"{row['arm']} in box %" for row in arms)):  # fmt: skip
+        table.add_column(name, justify="right")
+    for rate in result["zoom_by_size"]:
+        table.add_row(
+            rate["bucket"], str(rate["samples"]), percent(rate["zoom_rate"]),
+            f"{percent(rate['low'])} to {percent(rate['high'])}",
+            *(percent(row["by_bucket"][rate["bucket"]]) for row in arms),
+        )  # fmt: skip
+    return table
+
+
+def _calibration(result: Row) -> Table:
+    table = Table(title="Confidence of the answer at first look", title_justify="left")
+    table.add_column("confidence")
+    for name in ("Brier", "ECE"):
+        table.add_column(name, justify="right")
+    for name, found in result["calibration"].items():
+        table.add_row(name, f"{found['brier']:.4f}", f"{found['ece']:.4f}")
+    table.caption = "fitted on validation, measured on test"
+    table.caption_justify = "left"
+    return table
+
+
+def _bars(result: Row) -> Table:
+    table = Table(title="Against the bars", title_justify="left")
+    table.add_column("what")
+    for name in ("measured", "95% interval", "bar"):
+        table.add_column(name, justify="right")
+    table.add_column("stands")
+    for one in result["verdicts"]:
+        style = STYLES[one["standing"]]
+        table.add_row(*verdict_cells(one), style=style)
+    return table
+
+
+def verdict_cells(one: Row) -> tuple[str, ...]:
+    """A verdict as words: what, measured, interval, bar, standing."""
+    write = {"points": _signed, "share": percent, "loss": "{:+.4f}".format}[one["unit"]]
+    value = one["detail"] if one["value"] is None else write(one["value"])
+    interval = "" if one["low"] is None else f"{_signed(one['low'])} to {_signed(one['high'])}"
+    bar = "" if one["bar"] is None else f"{one['sign']} {100 * one['bar']:g}"
+    return one["name"], value, interval, bar, STANDINGS[one["standing"]]
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+.1f}"

@@ -1,0 +1,336 @@
+"""Scoring a grounding run: stored episodes are judged from what they wrote, arms are compared on
+the same targets, and a run is evaluated, compared and judged again end to end."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from saccade.config.errors import InputError
+from saccade.config.resolve import resolve
+from saccade.data.boxes import Box
+from saccade.data.samples import DataError
+from saccade.evaluation import grounding_compare
+from saccade.evaluation.compare import compare_run
+from saccade.evaluation.grounding import evaluate_grounding, read_rows
+from saccade.evaluation.grounding_arms import compare_arms
+from saccade.evaluation.grounding_compare import small_side, two_sources
+from saccade.evaluation.grounding_rows import Scored, chance_near, scored, summarise
+from saccade.evaluation.run import evaluate_run, rejudge
+from saccade.evaluation.table import compared, scores
+from saccade.grounding.confidence import brier, ece
+from saccade.models.backbone import load_backbone
+from saccade.models.tools import tool_ready
+from saccade.training.rundir import RunDir
+from tests.grounding_example import TARGET, rolled, row
+
+BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data"
+SHARED = Path(os.environ.get("SACCADE_SHARED_DATA", BESIDE)) / "gui"
+
+
+def compared_arms(*, test: int = 0, small_below: float = 28 / 6) -> dict[str, Any]:
+    return compare_arms(rolled(test), rolled(1), small_below=small_below, prices=[0.1])
+
+
+result = functools.cache(compared_arms)
+"""The same, made once: tests only read it."""
+
+
+# one episode ------------------------------------------------------------------------------------
+
+
+def test_a_hit_is_judged_from_the_text_and_not_from_what_the_row_claims() -> None:
+    assert scored(row(hit=False)).hit is True
+    assert scored(row(answered=Box(0.6, 0.6, 0.7, 0.7), hit=True)).hit is False
+
+
+def test_an_answer_on_a_crop_is_carried_back_to_the_screenshot() -> None:
+    found = scored(row(zoomed=True))
+    assert found.hit and found.zoomed and found.looks == 2
+    assert found.point == pytest.approx(TARGET.center, abs=1e-3)
+    assert found.pixels == 128 * 96 + 192 * 128 and found.first_pixels == 128 * 96
+
+
+def test_an_answer_that_cannot_be_read_is_wrong_and_sure_of_nothing() -> None:
+    found = scored(row(answered=None))
+    assert found.hit is False and found.confidence is None and found.answer_side is None
+
+
+def test_sides_are_in_pixels_of_the_first_look() -> None:
+    found = scored(row())
+    assert found.side == pytest.approx((12.8 * 9.6) ** 0.5)
+    assert found.bucket == "8-16"
+
+
+def test_a_target_known_by_a_point_is_near_or_not_and_never_hit() -> None:
+    near = scored(row(target=None, target_point=[0.5, 0.5]))
+    assert near.hit is None and near.near is True and near.bucket == "unknown"
+    far = scored(row(target=None, target_point=[0.9, 0.9]))
+    assert far.near is False
+
+
+def test_the_chance_to_come_near_is_the_area_of_the_disc_that_lies_on_the_screen() -> None:
+    assert chance_near((0.5, 0.5)) == pytest.approx(np.pi * 0.14**2, rel=0.02)
+    assert chance_near((0.0, 0.0)) == pytest.approx(np.pi * 0.14**2 / 4, rel=0.05)
+
+
+def test_a_row_that_lacks_a_field_is_refused() -> None:
+    broken = row()
+    del broken["views"]
+    with pytest.raises(DataError, match="views"):
+        scored(broken)
+
+
+def test_a_summary_counts_ends_and_stands_beside_clicking_at_random() -> None:
+    rows = [row("p-0"), row("p-1", zoomed=True), row("p-2", answered=None),
+            row("p-3", answered=Box(0.6, 0.6, 0.7, 0.7)),
+            row("p-4", target=None, target_point=[0.5, 0.5])]  # fmt: skip
+    found = summarise([scored(one) for one in rows])
+    assert found["samples"] == 5 and found["accuracy"] == 0.5
+    assert found["random"] == pytest.approx(0.01)
+    assert found["finishes"] == {"answered": 4, "unreadable": 1}
+    assert found["iou"]["share"] == 0.5 and found["iou"]["samples"] == 4
+    assert found["zoom_rate"]["share"] == 0.2 and found["looks"] == 1.2
+    assert found["points"]["samples"] == 1 and found["points"]["share"] == 1.0
+    assert found["kinds"] == {"icon": found["parts"]["element"]["icon"]}
+    assert list(found["parts"]["size"]) == ["8-16", "unknown"]
+    assert found["parts"]["size"]["unknown"]["accuracy"] is None
+
+
+# arms -------------------------------------------------------------------------------------------
+
+
+def test_gates_cost_what_the_learned_policy_costs_where_they_say_so() -> None:
+    rows = {one["arm"]: one for one in result()["rows"]}
+    for name in ("dispersion_equal", "confidence_equal", "size_equal", "random"):
+        assert rows[name]["pixels"] == pytest.approx(rows["learned"]["pixels"])
+
+
+def test_eight_passes_cost_seven_more_screenshots_and_decide_alike() -> None:
+    rows = {one["arm"]: one for one in result()["rows"]}
+    once, plain = rows["dispersion"], rows["dispersion_plain"]
+    assert plain["pixels"] - once["pixels"] == pytest.approx(7 * 128 * 96)
+    assert plain["accuracy"] == once["accuracy"]
+
+
+def test_never_and_always_are_what_was_rolled_out_and_the_oracle_is_above_all() -> None:
+    rows = {one["arm"]: one for one in result()["rows"]}
+    test = rolled(0)
+    assert rows["never"]["accuracy"] == np.mean([one.right for one in test.never])
+    assert rows["always"]["accuracy"] == np.mean([one.right for one in test.always])
+    assert rows["learned"]["accuracy"] == np.mean([one.right for one in test.free])
+    on_pairs = [one for name, one in rows.items() if name != "learned"]
+    assert max(one["accuracy"] for one in on_pairs) == rows["oracle"]["accuracy"]
+
+
+def test_differences_are_paired_and_the_same_every_time() -> None:
+    rows = {one["arm"]: one for one in result()["rows"]}
+    gap = rows["learned"]["accuracy"] - rows["never"]["accuracy"]
+    found = rows["never"]["difference"]
+    assert found["mean"] == pytest.approx(gap) and found["low"] < gap < found["high"]
+    assert compared_arms()["rows"] == result()["rows"]
+    assert rows["learned"]["difference"]["mean"] == 0.0
+
+
+def test_thresholds_come_from_validation_alone() -> None:
+    again = compared_arms(test=5)
+    here = {one["arm"]: one["threshold"] for one in result()["rows"]}
+    there = {one["arm"]: one["threshold"] for one in again["rows"]}
+    assert here == there and here["confidence"] is not None
+    taus = [one["prices"][0]["arms"]["dispersion"]["tau"] for one in (result(), again)]
+    assert taus[0] == taus[1]
+
+
+def test_calibration_is_fitted_on_validation_and_measured_on_test() -> None:
+    found = result()["calibration"]
+    test = rolled(0)
+    sure, hits = [one.confidence or 0 for one in test.never], [one.right for one in test.never]
+    assert found["raw"]["brier"] == pytest.approx(brier(sure, hits))
+    assert found["raw"]["ece"] == pytest.approx(ece(sure, hits))
+    assert found["isotonic"]["brier"] < found["raw"]["brier"]
+    assert found["temperature"]["ece"] < found["raw"]["ece"]
+    assert sum(one["count"] for one in found["isotonic"]["bins"]) == len(test)
+
+
+def test_a_calibrated_gate_decides_as_the_raw_one() -> None:
+    arms = result()["prices"][0]["arms"]
+    for name in ("confidence_temperature", "confidence_isotonic"):
+        assert arms[name]["accuracy"] == arms["confidence"]["accuracy"]
+        assert arms[name]["worth"] == pytest.approx(arms["confidence"]["worth"])
+
+
+def test_bars_are_judged_by_value_and_interval() -> None:
+    found = {one["name"]: one for one in result()["verdicts"]}
+    assert found["better than never looking again"]["standing"] == "clear"
+    assert found["against always looking again"]["standing"] == "missed"
+    assert found["share of the pixels of always looking"]["standing"] == "met"
+    order = found["looks get rarer as targets get larger"]
+    assert order["detail"] == "falls" and order["standing"] == "met"
+    nothing = compared_arms(small_below=0.0)
+    small = {one["name"]: one for one in nothing["verdicts"]}["the same on small targets"]
+    assert small["standing"] == "unknown"  # no target is that small
+
+
+def test_the_comparison_is_plain_json_and_has_a_table() -> None:
+    found = {**result(), "recipe": "grounding"}
+    assert json.loads(json.dumps(found)) == found
+    assert compared(found)
+
+
+# a whole run ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A grounding run whose model is the tiny base as it is: it answers, and knows nothing."""
+    root = tmp_path_factory.mktemp("grounding")
+    cache = f"data.eval.cache={root / 'cache'}"
+    settings = [f"run.root={root}", "run.name=toy", cache, "training.threads=1",
+                "eval.batch_size=3", "eval.samples=6", "data.eval.screens=2",
+                "grounding.grpo.max_tokens=24"]  # fmt: skip
+    resolved = resolve("smoke/grounding", overrides=settings)
+    run = RunDir.create(resolved)
+    backbone = tool_ready(load_backbone(resolved.config.model))
+    backbone.model.save_pretrained(run.path / "model")
+    backbone.processor.save_pretrained(run.path / "model")
+    return run.path
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> RunDir:
+    return RunDir(shutil.copytree(trained, tmp_path / "toy"))
+
+
+def rewrite(run: RunDir, change: Callable[[dict[str, Any]], None]) -> RunDir:
+    import yaml
+
+    config = yaml.safe_load(run.config_file.read_text("utf-8"))
+    change(config)
+    run.config_file.write_text(yaml.safe_dump(config), "utf-8")
+    return run
+
+
+def test_a_run_is_scored_and_judged_again_to_the_same_bytes(run: RunDir) -> None:
+    found = evaluate_run(run, limit=4)
+    assert found["samples"] == 4 and 0 < found["random"] < 0.1
+    assert found["settings"]["temperature"] == 0.0 and found["settings"]["prompt"]
+    files = [run.predictions_file, run.path / "evaluation.json"]
+    before = [path.read_bytes() for path in files]
+    shutil.rmtree(run.path / "model")  # judging needs no model
+    assert rejudge(run) == found
+    assert [path.read_bytes() for path in files] == before
+    assert scores(found).row_count >= 4
+
+
+def test_the_batch_size_changes_no_answer(run: RunDir) -> None:
+    evaluate_run(run, limit=4)
+    one = read_rows(run.predictions_file)
+    rewrite(run, lambda config: config["eval"].update(batch_size=1))
+    evaluate_run(run, limit=4)
+    for here, there in zip(one, read_rows(run.predictions_file), strict=True):
+        assert here["turns"] == there["turns"] and here["views"] == there["views"]
+        assert here["log_prob"] == pytest.approx(there["log_prob"], abs=1e-4)
+
+
+def test_judging_again_before_anything_was_answered_is_refused(run: RunDir) -> None:
+    with pytest.raises(InputError, match="no stored answers"):
+        rejudge(run)
+
+
+def folder_of_screens(folder: Path) -> Path:
+    """Three rows: a sound one, one without its picture's end, one whose box lies outside."""
+    (folder / "images").mkdir(parents=True)
+    Image.new("RGB", (320, 240), "white").save(folder / "images" / "page.png")
+    (folder / "images" / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    rows = [("page.png", [10, 10, 40, 30]), ("torn.png", [10, 10, 40, 30]),
+            ("page.png", [100, 10, 60, 60])]  # fmt: skip
+    listed = [
+        {"img_filename": name, "bbox": box, "instruction": f"row {k}", "data_type": "icon",
+         "data_source": "web", "id": f"row{k}"}
+        for k, (name, box) in enumerate(rows)
+    ]  # fmt: skip
+    (folder / "screenspot.json").write_text(json.dumps(listed), "utf-8")
+    return folder
+
+
+def test_a_folder_of_screens_is_scored_beside_the_run_and_broken_rows_are_named(
+    run: RunDir, tmp_path: Path
+) -> None:
+    rewrite(run, lambda config: config["data"].update(on_error="skip"))
+    folder = folder_of_screens(tmp_path / "my-screens")
+    found = evaluate_run(run, screens=folder)
+    assert found["name"] == "my-screens" and found["samples"] == 2
+    assert len(found["skipped"]) == 1 and "torn.png" in found["skipped"][0]
+    assert (run.path / "screens" / "my-screens.jsonl").is_file()
+    assert not run.predictions_file.exists()
+    assert rejudge(run, screens=folder) == found
+
+
+def test_a_broken_row_stops_the_evaluation_unless_it_may_be_skipped(
+    run: RunDir, tmp_path: Path
+) -> None:
+    rewrite(run, lambda config: config["data"].update(on_error="stop"))
+    with pytest.raises(DataError, match=r"torn\.png"):
+        evaluate_run(run, screens=folder_of_screens(tmp_path / "my-screens"))
+
+
+@pytest.mark.parametrize("name", ["adminlte", "miniwob", "screenagent"])
+def test_public_screens_are_scored_end_to_end(run: RunDir, name: str) -> None:
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"{SHARED / name} is not here")
+    found = evaluate_grounding(run, limit=2, screens=SHARED / name)
+    assert found["samples"] == 2
+    assert (found["points"] is None) == (name != "screenagent")
+
+
+def test_a_comparison_continues_where_it_stopped_and_ends_without_the_model(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = compare_run(run)
+    assert found["recipe"] == "grounding" and found["samples"] == 6
+    assert {one.name for one in run.figures.iterdir()} == {
+        "accuracy_cost.png", "zoom_by_size.png", "calibration.png",
+    }  # fmt: skip
+    stored = run.path / "comparison" / "test-sampled.jsonl"
+    whole = stored.read_text("utf-8")
+    lines = whole.split("\n")
+    assert len(lines) == 1 + 6 * 8 + 1
+    # killed in the middle of a target's samples: they are drawn again, and are the same
+    stored.write_text("\n".join(lines[:12]) + "\n" + lines[12][:40], "utf-8")
+    assert compare_run(run) == found
+    seen: dict[str, list[dict[str, Any]]] = {}
+    for one in map(json.loads, stored.read_text("utf-8").split("\n")[1:-1]):
+        seen.setdefault(one["id"], []).append(one)
+    assert {len(rows) for rows in seen.values()} == {8, 11}  # three of them twice
+    written = {one["turns"][0] for rows in seen.values() for one in rows}
+    assert written == {json.loads(line)["turns"][0] for line in lines[1:-1]}
+    monkeypatch.setattr(grounding_compare, "load_policy", None)  # all is there: nothing is loaded
+    assert compare_run(run) == found
+
+
+def test_a_phase_that_never_looks_again_is_not_compared(run: RunDir) -> None:
+    rewrite(run, lambda config: config["grounding"].update(phase="places"))
+    with pytest.raises(InputError, match="never looks again"):
+        compare_run(run)
+
+
+def test_small_is_what_the_pages_call_small_in_pixels_of_the_first_look(run: RunDir) -> None:
+    first: Scored = scored(row())
+    assert small_side(run.config(), first) == pytest.approx(28 / 6)
+
+
+def test_screens_without_splits_are_halved_by_screenshot(run: RunDir, tmp_path: Path) -> None:
+    folder = folder_of_screens(tmp_path / "my-screens")
+    where = {"type": "screenspot", "path": str(folder)}
+    rewrite(run, lambda config: config["data"].update(eval=where))
+    sources, how = two_sources(run.config())
+    assert sources["validation"] is sources["test"] and "halved" in how
