@@ -86,7 +86,7 @@ def alone(talk: Dialogue, episode: Episode) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies of an episode's written tokens: the base's own forward."""
     prompt = talk.prompt(episode.task)
     ids = torch.cat([prompt.ids, episode.ids])
-    pictures = [prompt.start.pictures[0], *map(talk.look, episode.screen.views[1:])]
+    pictures = talk.pictures(episode)
     with torch.no_grad():
         out = talk.base(
             input_ids=ids[None],

@@ -44,7 +44,7 @@ from saccade.grounding.messages import (
     tool_schemas,
     write_call,
 )
-from saccade.grounding.packed import Picture, Piece, Row, batch_of
+from saccade.grounding.packed import Picture, Piece, Row, batch_of, filled_up
 from saccade.grounding.pruning import open_pruner
 from saccade.models.packed import additive
 from saccade.models.recompute import recomputed_layers
@@ -127,7 +127,7 @@ class Dialogue:
         """
         seen = task.image if task.loading is None else task.loading
         picture = self._picture(seen, kept=task.kept is not None)
-        return self._asked(task, self._pruned(picture, seen, task, name=task.sample.id))
+        return self._asked(task, self._pruned(picture, seen, task))
 
     def _asked(self, task: Task, picture: Picture) -> Prompt:
         said = instruction_text(task.instruction, self.settings)
@@ -168,9 +168,8 @@ class Dialogue:
 
     def pictures(self, episode: Episode) -> list[Picture]:
         """All pictures of an episode as the model was shown them."""
-        first, *later = episode.screen.views
-        shown = [self.look(view, task=episode.task) for view in later]
-        return [self.prompt(episode.task).start.pictures[0], *shown]
+        later = [self.look(view, task=episode.task) for view in episode.screen.views[1:]]
+        return [self.prompt(episode.task).start.pictures[0], *later]
 
     def screen(self, task: Task) -> Screen:
         """The environment of one episode."""
@@ -334,7 +333,7 @@ class Dialogue:
         prompts = [self.prompt(one.task) for one in group]
         start = prompts[0].start
         for prompt, episode in zip(prompts, group, strict=True):
-            same = prompt.grid == prompts[0].grid and _same_cells(prompt, prompts[0])
+            same = prompt.start.pictures[0].form == start.pictures[0].form
             if not (same and torch.equal(prompt.start.ids, start.ids)):
                 raise ValueError(f"{episode.task.sample.id} does not show its group's screenshot")
         rests = [self._rest(one, prompt) for one, prompt in zip(group, prompts, strict=True)]
@@ -374,7 +373,7 @@ class Dialogue:
 
     def _piece(self, text: str, pictures: tuple[Picture, ...]) -> Piece:
         """Tokens of a text, its placeholders repeated once per visual token; kept by its words."""
-        key = text, tuple((one.grid, _bytes(one.kept_C)) for one in pictures)
+        key = text, tuple(one.form for one in pictures)
         if key not in self._texts:
             if len(self._texts) > 4096:
                 self._texts.clear()
@@ -391,7 +390,7 @@ class Dialogue:
         """M-RoPE positions [3, P], counted from 0: those of the whole pictures, of what is kept."""
         if not pictures:
             return torch.arange(len(ids)).expand(3, -1)
-        ids, stays_P = self._filled_up(ids, pictures)
+        ids, stays_P = filled_up(ids, pictures, image=self.markers.image, merge=self.merge)
         grids = torch.tensor([one.grid for one in pictures])
         types = (ids == self.markers.image).to(torch.int)
         positions, _ = self.base.model.get_rope_index(
@@ -399,36 +398,20 @@ class Dialogue:
         )
         return positions[:, 0, stays_P]
 
-    def _filled_up(self, ids: Tensor, pictures: Sequence[Picture]) -> tuple[Tensor, Tensor]:
-        """The tokens with all placeholders of every picture, and which of them there really are."""
-        places = (ids == self.markers.image).nonzero()[:, 0].tolist()
-        pieces: list[Tensor] = []
-        stays: list[Tensor] = []
-        at = seen = 0
-        for picture in pictures:
-            start, cells = places[seen], picture.cells(self.merge)
-            kept_C = picture.kept_C
-            pieces += [ids[at:start], ids.new_full((cells,), self.markers.image)]
-            stays.append(torch.ones(start - at, dtype=torch.bool))
-            stays.append(torch.ones(cells, dtype=torch.bool) if kept_C is None else kept_C)
-            seen += picture.count(self.merge)
-            at = start + picture.count(self.merge)
-        rest = ids[at:]
-        return torch.cat([*pieces, rest]), torch.cat([*stays, torch.ones(len(rest)).bool()])
-
     def _pruned(
-        self, picture: Picture, image: Image.Image, task: Task | None, *, name: str
+        self, picture: Picture, image: Image.Image, task: Task | None, *, name: str = ""
     ) -> Picture:
         """The picture with the cells that the selector keeps for the task's question."""
         if self.pruner is None or task is None:
             return picture
-        key = id(picture), task.sample.id
+        key = id(image), picture.grid, task.sample.id
         if key not in self._pictures:
             kept = self.pruner.choose(
                 self._asked(task, picture).ids, pixels_ND=picture.pixels_ND, grid=picture.grid,
                 name=f"{task.sample.id} {name}",
             )  # fmt: skip
             self._keep(key, image, replace(picture, kept_C=kept.cells_C, tokens=kept.tokens))
+        self._pictures.move_to_end(key)
         return self._pictures[key][1]
 
     def _picture(self, image: Image.Image, *, kept: bool) -> Picture:
@@ -450,9 +433,9 @@ class Dialogue:
     def _keep(self, key: Hashable, image: Image.Image, picture: Picture) -> None:
         # the image is kept with its patches: its number stays taken as long as the entry lives
         self._pictures[key] = image, picture
-        self._values += _values(picture)
+        self._values += picture.values
         while self._values > CACHED_VALUES and len(self._pictures) > 1:
-            self._values -= _values(self._pictures.popitem(last=False)[1][1])
+            self._values -= self._pictures.popitem(last=False)[1][1].values
 
     def _resized(self, size: Size, *, lowest: int, highest: int) -> Size:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
@@ -487,18 +470,3 @@ def measured(logits_TV: Tensor, chosen_T: Tensor) -> tuple[Tensor, Tensor]:
 def _shown(role: str, text: str, *, pictures: int) -> dict[str, Any]:
     words = [{"type": "text", "text": text}] if text else []
     return {"role": role, "content": [*[{"type": "image"}] * pictures, *words]}
-
-
-def _same_cells(one: Prompt, other: Prompt) -> bool:
-    """Whether a selector keeps the same of both first pictures."""
-    return _bytes(one.start.pictures[0].kept_C) == _bytes(other.start.pictures[0].kept_C)
-
-
-def _bytes(kept_C: Tensor | None) -> bytes:
-    return b"" if kept_C is None else kept_C.numpy().tobytes()
-
-
-def _values(picture: Picture) -> int:
-    tokens = picture.tokens
-    levels = () if tokens is None else (tokens.pooled, *tokens.deepstack)
-    return picture.pixels_ND.numel() + sum(rows.numel() for one in levels for rows in one)

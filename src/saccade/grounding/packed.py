@@ -48,6 +48,18 @@ class Picture:
         """Visual tokens that the language model reads of it."""
         return self.cells(merge) if self.kept_C is None else int(self.kept_C.sum())
 
+    @property
+    def form(self) -> tuple[tuple[int, int, int], bytes]:
+        """What its tokens look like: equal for pictures with the same grid and the same cells."""
+        return self.grid, b"" if self.kept_C is None else self.kept_C.numpy().tobytes()
+
+    @property
+    def values(self) -> int:
+        """Numbers that it holds."""
+        tokens = self.tokens
+        levels = () if tokens is None else (tokens.pooled, *tokens.deepstack)
+        return self.pixels_ND.numel() + sum(rows.numel() for one in levels for rows in one)
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -127,6 +139,23 @@ def batch_of(rows: Sequence[Row], *, pad: int, image: int, merge: int) -> dict[s
         every = [_or(one.kept_C, torch.ones(one.cells(merge)).bool(), True) for one in pictures]
         batch["kept_C"] = torch.cat(every)
     return batch
+
+
+def filled_up(
+    ids_P: Tensor, pictures: Sequence[Picture], *, image: int, merge: int
+) -> tuple[Tensor, Tensor]:
+    """The tokens with all placeholders of every picture, and which of those were there [P']."""
+    places = (ids_P == image).nonzero()[:, 0].tolist()
+    pieces, stays = [], []
+    at = seen = 0
+    for picture in pictures:
+        start, cells = places[seen], torch.ones(picture.cells(merge)).bool()
+        pieces += [ids_P[at:start], ids_P.new_full((len(cells),), image)]
+        stays += [torch.ones(start - at).bool(), _or(picture.kept_C, cells, True)]
+        seen += picture.count(merge)
+        at = start + picture.count(merge)
+    rest = ids_P[at:]
+    return torch.cat([*pieces, rest]), torch.cat([*stays, torch.ones(len(rest)).bool()])
 
 
 def block_mask(segment_RL: Tensor) -> Tensor:

@@ -64,9 +64,7 @@ class Pruner:
         )
         return Kept(keep_C.cpu(), tokens)
 
-    def cost(
-        self, ids_P: Tensor, *, pixels_ND: Tensor, grid: tuple[int, int, int]
-    ) -> float:
+    def cost(self, ids_P: Tensor, *, pixels_ND: Tensor, grid: tuple[int, int, int]) -> float:
         """Floating-point operations of choosing, the vision tower's left out; once per grid."""
         if grid not in self._costs:
             batch = self._batch(ids_P, pixels_ND, grid, "")

@@ -35,6 +35,7 @@ from saccade.grounding.episodes import Episode, Finish, Look, Task
 from saccade.grounding.memory import Memory, gathered
 from saccade.grounding.messages import read_turn
 from saccade.grounding.packed import Picture, Piece
+from saccade.models.relevance.prune import joined
 from saccade.models.relevance.vision import encode_images
 
 
@@ -185,6 +186,9 @@ class _Stage:
         return self._logits(out.last_hidden_state[:, -1])
 
     def _encoded(self, pictures: Sequence[Picture], *, reuse: bool) -> dict[str, Any]:
+        chosen = [one.tokens for one in pictures if one.tokens is not None]
+        if len(chosen) == len(pictures):  # a selector has encoded them already
+            return {"image": joined(chosen).encoder_output()}
         pixels_ND = torch.cat([one.pixels_ND for one in pictures]).to(self.device)
         grid_I3 = torch.tensor([one.grid for one in pictures], device=self.device)
         tokens = encode_images(self.base, pixels_ND, grid_I3, reuse=reuse).tokens
@@ -295,7 +299,7 @@ class _Stage:
                 return "too many turns"
             if part.written >= self.most:
                 return "truncated"
-            part.given(self.dialogue.given(result))
+            part.given(self.dialogue.given(result, task=part.task))
             return None
         try:
             part.answer = self.dialogue.place(turn, part.screen)

@@ -34,6 +34,7 @@ def runs_of(resolved: Resolved) -> list[Resolved]:
             continue
         changes = {
             "run.name": f"{name}-{phase}", "grounding.phase": phase, "model.name": start,
+            "grounding.selector": None,
             "training.steps": schedule.steps, "training.learning_rate": schedule.learning_rate,
             "training.batch_size": _samples(config, phase=phase), "training.accumulation": 1,
         }  # fmt: skip

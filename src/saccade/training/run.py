@@ -83,10 +83,18 @@ def train(resolved: Resolved, *, console: Console | None = None) -> dict[str, An
     """
     metrics: dict[str, Any] = {}
     for one in runs_of(resolved):
-        metrics = run_training(
-            one, make_recipe=load_recipe, open_eval=open_source, console=console
-        )
+        _together()
+        metrics = run_training(one, make_recipe=load_recipe, open_eval=open_source, console=console)
     return metrics
+
+
+def _together() -> None:
+    """Wait for the first process to export a run that the next one stands on."""
+    if Process.current().world_size > 1:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.barrier()
 
 
 def load_recipe(config: Config) -> Recipe:

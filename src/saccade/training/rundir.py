@@ -44,8 +44,9 @@ the checkpoint checks that. `training.steps` is not free: the learning-rate sche
 
 MEASURING_KEYS = (
     "eval", "data.eval", "data.on_error", "selector.keep", "selector.min_tokens",
-    "selector.max_tokens", "model.device", "model.dtype", "model.attention", "model.min_pixels",
-    "model.max_pixels", "recursion.eval_steps", "recursion.halt_confidence", "recursion.noise",
+    "selector.max_tokens", "grounding.selector", "model.device", "model.dtype", "model.attention",
+    "model.min_pixels", "model.max_pixels", "recursion.eval_steps", "recursion.halt_confidence",
+    "recursion.noise",
 )  # fmt: skip
 """Keys (and sections) that may differ from the trained run when it is measured."""
 

@@ -278,6 +278,7 @@ def written_of(ids: Tensor, *, dialogue: Dialogue) -> tuple[Tensor, list[tuple[i
     return written, spans
 
 
+@torch.no_grad()
 def measured_groups(
     groups: Sequence[Sequence[Episode]], *, dialogue: Dialogue
 ) -> list[list[Episode]]:
@@ -290,7 +291,7 @@ def measured_groups(
         made.append([])
         for episode in group:
             here_RL = (batch["episode_RL"] == number) & told_RL
-            log_probs, entropies = torch.zeros(2, len(episode.ids))
+            log_probs, entropies = torch.zeros(len(episode.ids)), torch.zeros(len(episode.ids))
             log_probs[episode.written] = log_probs_RL[here_RL]
             entropies[episode.written] = entropies_RL[here_RL]
             made[-1].append(replace(episode, log_probs=log_probs, entropies=entropies))

@@ -19,15 +19,21 @@ from torch import Tensor
 from saccade.data.boxes import Box
 from saccade.data.generate.drawing import COLORS, SHAPES
 
-OFFSETS = 8
-"""Parts of a cell's side in which a thing's centre is placed."""
+OFFSETS, PLACES = 8, 16
+"""Parts of a cell's side in which a thing's centre is placed; of a picture's, where a cell lies."""
 THING_TARGETS = {
     "color": 1 + len(COLORS),
     "shape": 1 + len(SHAPES),
     "across": 1 + OFFSETS,
     "down": 1 + OFFSETS,
+    "column": 1 + PLACES,
+    "row": 1 + PLACES,
 }
-"""What a cell may hold, as class counts; class 0 is no thing's centre."""
+"""What a cell holds and where it lies, as class counts; class 0 is no thing's centre.
+
+Every cell is asked for its own place: a tower that was trained to name content has thrown most of
+that away, and the few cells with a thing in them would be long in bringing it back.
+"""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ def cell_labels(
     """{name: [N] classes} of a picture's cells (rows x columns), of the thing centred in each."""
     rows, columns = grid
     labels = {name: [0] * (rows * columns) for name in THING_TARGETS}
+    labels["column"] = [1 + c * PLACES // columns for _ in range(rows) for c in range(columns)]
+    labels["row"] = [1 + r * PLACES // rows for r in range(rows) for _ in range(columns)]
     for thing in things:
         x, y = thing.box.seen_in(view).center
         if not (0 <= x < 1 and 0 <= y < 1):

@@ -76,7 +76,10 @@ class DemoPhase:
         self.base, self.processor = backbone.model, backbone.processor
         self.base.requires_grad_(True)
         self.base.model.visual.requires_grad_(vision)
-        self.dialogue = Dialogue(self.base, self.processor, config=config)
+        # places are learned from whole looks; a selector stands in front of what follows
+        whole = config.grounding.model_copy(update={"selector": None})
+        whole_looks = config.model_copy(update={"grounding": whole})
+        self.dialogue = Dialogue(self.base, self.processor, config=whole_looks)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             reader = CellReader(self.base.config.text_config.hidden_size, targets=THING_TARGETS)

@@ -41,6 +41,7 @@ from saccade.models.tools import tool_ready
 from saccade.training import state
 from saccade.training.batches import SampleOrder, Share
 from saccade.training.checkpoints import Writer, newest_good
+from saccade.training.recipes.grounding_demos import drawn_window
 from saccade.training.recipes.grounding_episodes import FILE, EpisodeLog
 from saccade.training.recipes.grounding_order import Targets
 from saccade.training.recipes.grounding_paid import (
@@ -129,8 +130,9 @@ class GrpoPhase:
     def _guessed(self, task: Task) -> list[Episode]:
         """A group of demonstrations, each with all looks, to measure with."""
         box = task.box or Box(0.4, 0.4, 0.6, 0.6)
-        zooms = "zoom" in self.config.grounding.tools and self.config.grounding.zoom.calls > 0
-        task, looks = replace(task, box=box), [box] if zooms else []
+        zoom, offered = self.config.grounding.zoom, "zoom" in self.config.grounding.tools
+        window = drawn_window(box, side=zoom.window, jitter=0.0, key="")
+        task, looks = replace(task, box=box), [window] if offered and zoom.calls else []
         return [
             self.dialogue.demonstration(task, looks=looks, index=i)
             for i in range(self.settings.group)
@@ -407,8 +409,14 @@ def _refuse_what_cannot_be(config: Config) -> None:
             "training.parallel=fsdp: episodes are sampled between steps, when a sharded base is"
             " nowhere whole\n  fix: use training.parallel=ddp"
         )
-    if config.grounding.selector is not None:
+    settings = config.grounding
+    if settings.selector is not None and settings.grpo.adapter == "none":
         raise InputError(
-            f"grounding.selector={config.grounding.selector}: the groups are trained on whole"
-            " looks\n  fix: leave it out here and give it to `saccade eval`"
+            f"grounding.selector={settings.selector}: it reads the question by word embeddings that"
+            " would change while it chooses\n  fix: grounding.grpo.adapter=lora"
+        )
+    if settings.selector is not None and settings.grpo.rollouts == "trl":
+        raise InputError(
+            f"grounding.selector={settings.selector}: TRL's generation reads whole looks"
+            "\n  fix: grounding.grpo.rollouts=shared"
         )

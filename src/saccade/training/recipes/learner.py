@@ -15,13 +15,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from saccade.config.errors import InputError
 from saccade.config.schema import Config
 from saccade.data.chat import ChatRenderer
 from saccade.data.samples import Sample
@@ -221,26 +219,5 @@ def load_selector(config: Config, name: str, *, backbone: Backbone) -> Relevance
 
     Raises InputError when there is no such run, it has no finished selector, or that does not fit.
     """
-    folder = find_selector(config, name)
-    learns = {p for p in backbone.model.parameters() if p.requires_grad}
-    model = RelevanceModel.from_pretrained(folder, backbone=backbone)
-    model.selector.requires_grad_(False)
-    assert learns == {p for p in model.parameters() if p.requires_grad}
-    chosen = {"keep": config.selector.keep}
-    model.selector_config = model.selector_config.model_copy(update=chosen)
-    return model
-
-
-def find_selector(config: Config, name: str) -> Path:
-    """The folder of a saved selector: a run, its `model` folder, or a run's name."""
-    places = [Path(name).expanduser(), config.run.root / name]
-    for place in places:
-        for folder in (place / "model", place):
-            if (folder / storage.CARD).is_file():
-                return folder
-    exists = next((place for place in places if place.is_dir()), None)
-    what = "no such run" if exists is None else "the run has no finished selector"
-    raise InputError(
-        f"{config.recipe}.selector={name}: {what}"
-        "\n  fix: name a finished run of recipe relevance, or its model folder"
-    )
+    folder = storage.find(name, root=config.run.root, key=f"{config.recipe}.selector")
+    return storage.load_frozen(folder, backbone=backbone, settings=config.selector)
