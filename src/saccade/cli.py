@@ -126,6 +126,9 @@ def train(
     plan: Annotated[
         bool, typer.Option("--plan", help="Only show tokens, memory and the largest batch.")
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Afterwards score the run and write its report.html.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train or resume; without a recipe, `relevance` on the tiny base and generated scenes.

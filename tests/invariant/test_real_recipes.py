@@ -38,6 +38,9 @@ RECIPES = (
     "smoke/thoughts",
     "smoke/recursion recursion.memory.enabled=true recursion.codebook.enabled=true",
     "smoke/recursion recursion.q_halting.enabled=true recursion.cheap.enabled=true",
+    "smoke/grounding grounding.phase=places",
+    "smoke/grounding grounding.phase=warm grounding.places.steps=0",
+    "smoke/grounding grounding.places.steps=0 grounding.warm.steps=0",
 )
 COMMON = (
     "training.threads=1",

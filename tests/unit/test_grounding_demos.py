@@ -148,7 +148,9 @@ def test_a_cell_is_labelled_by_the_thing_centred_in_it() -> None:
     things = [Thing(Box(0.5, 0.5, 0.75, 1.0), color=3, shape=5)]
     labels = cell_labels(things, view=WHOLE, grid=(2, 4))
     assert labels["color"] == [0, 0, 0, 0, 0, 0, 3, 0]
+    assert [labels[name][6] - 1 for name in ("x", "y")] == [6, 7]
     assert labels["across"][6] == labels["down"][6] == 1 + OFFSETS // 2
+    assert labels["column"][:2] == [1, 5] and labels["row"][-1] == 9
     beside = cell_labels(things, view=Box(0.0, 0.0, 0.5, 0.5), grid=(2, 4))
     assert not any(beside["color"])
 

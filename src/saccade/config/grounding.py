@@ -146,7 +146,9 @@ class GroundingConfig(Node):
     """Tools offered; `inspect` reads the accessibility tree of generated pages, `wait` lets a page
     finish loading."""
     selector: str | None = None
-    """Run of recipe relevance whose selector prunes every look (the pruned model as policy)."""
+    """Who prunes every look to `selector.keep` (the pruned model as policy): a run of recipe
+    relevance, or an untrained selector that only drops tokens (`grid`, `random`, `saliency`, ...).
+    The first two phases learn from whole looks all the same."""
     look_loss: NonNegative = 0.5
     """Weight of the loss that draws attention to the target while its place is named; the first
     two phases, where boxes are known."""

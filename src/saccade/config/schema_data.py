@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 from saccade.config.grids import ArcSource, ArraysSource, ColumnsSource
 from saccade.config.nodes import Node, NonNegative, NonNegativeInt, RowField
 from saccade.config.recursion import MazeSource, SudokuSource
-from saccade.config.screens import GroundingFilesSource, ScreensSource, ScreenSpotSource
+from saccade.config.screens import GroundingFilesSource, ScreenSpotSource, ScreensSource
 from saccade.config.shards import EncodedSource
 from saccade.config.streams import StreamSource
 from saccade.config.thoughts import LogicSource

@@ -31,18 +31,21 @@ class ScreensSource(Node):
     """Width of a page in pixels."""
     height: Annotated[int, Field(ge=128)] = 576
     """Height of a page in pixels."""
-    min_target: Annotated[int, Field(ge=6)] = 14
+    min_target: Annotated[int, Field(ge=6)] = 18
     """Side of the smallest targets in pixels."""
-    max_target: PositiveInt = 96
+    max_target: PositiveInt = 112
     """Side of the largest targets in pixels; sides are log-uniform between the two."""
-    small_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.35
+    small_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
     """Share of the groups of targets that are small: sides below `small_target`."""
-    small_target: PositiveInt = 28
+    small_target: PositiveInt = 32
     """Sides below this many pixels are small."""
     gap: NonNegative = 0.6
     """Room between the things of a group, as a multiple of their side."""
     kinds: Annotated[list[Literal["icon", "text"]], Field(min_length=1)] = ["icon"]
     """What targets are: icons (a coloured shape) or text (a button with a word on it)."""
+    answer: Literal["none", "point", "box"] = "none"
+    """Also give the place as text in thousandths of the sides, `[512, 388]`, for recipes that learn
+    answers (let them write it out: eval.max_new_tokens=24)."""
     loading_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Share of the pages that are still loading when first seen (what `wait` is for)."""
     seed: NonNegativeInt = 0

@@ -164,6 +164,8 @@ def _evaluation(values: Mapping[str, Any], *, name: str, date: str) -> Measured:
 
 
 def _comparison(values: Mapping[str, Any], *, name: str, date: str) -> Measured:
+    if values.get("recipe") == "grounding":
+        return _looks(values, name=name, date=date)
     shown = [row for row in values["rows"] if row.get("matched", "tokens") == "tokens"]
     return Measured(
         title="Beside other ways of choosing tokens",
@@ -178,6 +180,23 @@ def _comparison(values: Mapping[str, Any], *, name: str, date: str) -> Measured:
             for row in shown
         ),
         note=f" {values['samples']} samples of `{values['data']}`.",
+    )  # fmt: skip
+
+
+def _looks(values: Mapping[str, Any], *, name: str, date: str) -> Measured:
+    return Measured(
+        title="Beside other rules for looking again",
+        command=f"saccade compare {name}",
+        date=date,
+        head=("who looks again", "thousand pixels", "score", "95 % interval"),
+        rows=tuple(
+            (
+                row["title"], f"{row['pixels'] / 1000:.1f}",
+                f"{row['accuracy']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}",
+            )
+            for row in values["rows"]
+        ),
+        note=f" {values['samples']} targets of `{values['data']['test']}`.",
     )  # fmt: skip
 
 

@@ -20,19 +20,22 @@ from saccade.data.boxes import Box
 from saccade.data.generate.drawing import COLORS, SHAPES
 
 OFFSETS, PLACES = 8, 16
-"""Parts of a cell's side in which a thing's centre is placed; of a picture's, where a cell lies."""
+"""Parts of a cell's sides in which a thing's centre lies; of a picture's, in which a cell does."""
 THING_TARGETS = {
     "color": 1 + len(COLORS),
     "shape": 1 + len(SHAPES),
     "across": 1 + OFFSETS,
     "down": 1 + OFFSETS,
+    "x": 1 + 10,
+    "y": 1 + 10,
     "column": 1 + PLACES,
     "row": 1 + PLACES,
 }
 """What a cell holds and where it lies, as class counts; class 0 is no thing's centre.
 
-Every cell is asked for its own place: a tower that was trained to name content has thrown most of
-that away, and the few cells with a thing in them would be long in bringing it back.
+A thing's centre is asked for as its offset in the cell, and as the first digit of its place on the
+picture, which is what a policy writes. Every cell is asked for its own place: a tower that was trained to name content
+has thrown most of that away, and the few cells with a thing in them are long in bringing it back.
 """
 
 
@@ -74,6 +77,7 @@ def cell_labels(
         labels["color"][cell], labels["shape"][cell] = thing.color, thing.shape
         labels["across"][cell] = 1 + int((x * columns - column) * OFFSETS)
         labels["down"][cell] = 1 + int((y * rows - row) * OFFSETS)
+        labels["x"][cell], labels["y"][cell] = 1 + int(x * 10), 1 + int(y * 10)
     return labels
 
 

@@ -35,6 +35,11 @@ COMPARED = (
     Column("tokens", "tokens", 7, rank=2, right=True),
     Column("flops", "x FLOPs", 8, rank=3, right=True), Column("ms", "ms", 7, rank=4, right=True),
 )  # fmt: skip
+LOOKS = (
+    Column("who", "who looks again", 30, grow=2), Column("accuracy", "in box %", 9, right=True),
+    Column("zooms", "looks again %", 13, right=True), Column("pixels", "kpixels", 8, right=True),
+    Column("by", "learned is better by", 22, rank=1, right=True),
+)  # fmt: skip
 TABS = ("comparison", "metrics", "figures")
 
 
@@ -60,6 +65,7 @@ class Results(Base):
         with TabbedContent(classes="third"):
             with TabPane("comparison", id="comparison"):
                 yield Grid(COMPARED, empty="not compared yet: v measures it", id="table")
+                yield Grid(LOOKS, empty="", id="looks")
             with TabPane("metrics", id="metrics"), VerticalScroll():
                 yield Static(id="numbers")
             with TabPane("figures", id="figures"):
@@ -82,7 +88,11 @@ class Results(Base):
         if row is None:
             return
         if tab == "comparison":
-            self.query_one("#table", Grid).show(_compared(row))
+            looks = (row["comparison"] or {}).get("recipe") == "grounding"
+            for name, shown in (("#looks", looks), ("#table", not looks)):
+                grid = self.query_one(name, Grid)
+                grid.display = shown
+                grid.show(_compared(row) if shown else [])
         elif tab == "metrics":
             lines = [f"{name:<32} {value:.4g}" for name, value in row["metrics"].items()]
             self.query_one("#numbers", Static).update(Content("\n".join(lines) or "no metrics"))
@@ -147,25 +157,47 @@ class Results(Base):
 
 def _compared(row: Mapping[str, Any]) -> list[Row]:
     """The comparison as `saccade compare` writes it."""
-    if row["comparison"] is None:
+    found = row["comparison"]
+    if found is None:
         return []
+    try:
+        return _looks(found) if found.get("recipe") == "grounding" else _selectors(found)
+    except (KeyError, TypeError, ValueError) as error:
+        said = f"of another version or damaged: {error!r}"
+        return [("problem", {"selector": (said, "bad"), "who": (said, "bad")})]
+
+
+def _selectors(found: Mapping[str, Any]) -> list[Row]:
     from saccade.evaluation.table import accuracy_text, difference_text, sorted_rows
 
     rows: list[Row] = []
-    try:
-        for one in sorted_rows(row["comparison"]):
-            role = {"trained": "strong", "full": "dim"}.get(one["arm"], "plain")
-            cells = {
-                "budget": (one["budget_label"], "dim"), "selector": (one["title"], role),
-                "accuracy": (accuracy_text(one), role), "by": (str(difference_text(one)), "plain"),
-                "tokens": (f"{one['visual_tokens_kept']:.0f}", "plain"),
-                "flops": (f"{one['flops_speedup']:.2f}", "dim"),
-                "ms": (f"{(one['milliseconds'] or {}).get('total_ms', 0.0):.1f}", "dim"),
-            }  # fmt: skip
-            rows.append((f"{one['budget_label']} {one['arm']}", cells))
-    except (KeyError, TypeError, ValueError) as error:
-        said = f"of another version or damaged: {error!r}"
-        return [("problem", {"selector": (said, "bad")})]
+    for one in sorted_rows(found):
+        role = {"trained": "strong", "full": "dim"}.get(one["arm"], "plain")
+        cells = {
+            "budget": (one["budget_label"], "dim"), "selector": (one["title"], role),
+            "accuracy": (accuracy_text(one), role), "by": (str(difference_text(one)), "plain"),
+            "tokens": (f"{one['visual_tokens_kept']:.0f}", "plain"),
+            "flops": (f"{one['flops_speedup']:.2f}", "dim"),
+            "ms": (f"{(one['milliseconds'] or {}).get('total_ms', 0.0):.1f}", "dim"),
+        }  # fmt: skip
+        rows.append((f"{one['budget_label']} {one['arm']}", cells))
+    return rows
+
+
+def _looks(found: Mapping[str, Any]) -> list[Row]:
+    from saccade.evaluation.grounding_table import percent, points
+
+    rows: list[Row] = []
+    for one in found["rows"]:
+        learned = one["arm"] == "learned"
+        role = "strong" if learned else "plain"
+        cells = {
+            "who": (one["title"], role), "accuracy": (percent(one["accuracy"]), role),
+            "zooms": (percent(one["zoom_rate"]), role),
+            "pixels": (f"{one['pixels'] / 1000:.1f}", role),
+            "by": ("" if learned else points(one["difference"]), "plain"),
+        }  # fmt: skip
+        rows.append((one["title"], cells))
     return rows
 
 
