@@ -1,4 +1,4 @@
-"""The verbs `saccade export wandb-queue`, `skypilot` and `hub`: for other launchers and readers.
+"""The verbs `saccade export wandb-queue`, `skypilot`, `verl` and `hub`: for others to run or read.
 
 Command-line words flow in; a folder or a file flows out, with what the other launcher cannot do on
 the screen. Nothing is sent anywhere, but by `hub` (`cli_deploy.py`). What the files say is in
@@ -15,7 +15,7 @@ import typer
 
 from saccade import cli_deploy
 from saccade import cli_output as out
-from saccade.cli_options import AsJson
+from saccade.cli_options import AsJson, ConfigFile
 from saccade.config.errors import InputError
 
 if TYPE_CHECKING:
@@ -138,6 +138,52 @@ def skypilot(
         out.show_note(f"- {line}")
     asked = "".join(f" --secret {name}" for name in sorted(secrets))
     out.show_note(f"\nNext: sky jobs launch {file}{asked}")
+
+
+@export_app.command("verl")
+def verl(
+    words: Words = None,
+    file: ConfigFile = None,
+    folder: Annotated[Path, typer.Option("--out", help="The folder to make.")] = Path(
+        "verl-grounding"
+    ),
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", min=1, help="Training rows at most.", show_default="all"),
+    ] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a verl experiment: rows, tools, reward and launch script of a grounding run.
+
+    Everything is checked that can be without verl; nothing is trained here. Examples:
+
+    - `saccade export verl grounding-24gb grounding.grpo.curiosity=0 --out my-verl`
+    - `saccade export verl grounding model.name=runs/grounding-warm/model --samples 500`
+    - `saccade export verl --config runs/grounding/config.yaml grounding.grpo.group=16`
+    """
+    from saccade.cli_inputs import pixel_rules, resolve_words, split_words
+    from saccade.launch.exports.verl import Sees, export_verl
+
+    recipe, overrides = split_words(words)
+    named = [recipe or "grounding"] if file is None else [recipe] if recipe else []
+    config = resolve_words([*named, *overrides], file=file).config
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise InputError(f"{folder}: is not empty\n  fix: --force, or another --out")
+    own = pixel_rules(config.model.model_copy(update={"min_pixels": None, "max_pixels": None}))
+    sees = Sees(cell=own.cell_pixels, least=own.min_pixels, most=own.max_pixels)
+    with out.progress_bar() as progress:
+        made = export_verl(config, folder=folder, sees=sees, samples=samples, progress=progress)
+    written = [str(folder / name) for name in made.files]
+    rows = {"train": made.train.rows, "validation": made.validation.rows}
+    broken = [*made.train.left_out, *made.validation.left_out]
+    if as_json:
+        out.write_json({"files": written, "rows": rows, "left_out": broken, "notes": made.notes})
+        return
+    _tell(written)
+    for line in [*(f"left out: {one}" for one in broken), *made.notes]:
+        out.show_note(f"- {line}")
+    out.show_note(f"\nNext, on a machine with a GPU: the commands in {folder / 'README.md'}")
 
 
 def _strategy(config: Config) -> Strategy:
