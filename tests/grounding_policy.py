@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from saccade.grounding.episodes import Episode, Task, task_of
 from saccade.models.backbone import Backbone, load_backbone
 from saccade.models.losses import supervised_loss
 from saccade.models.tools import tool_ready
+from saccade.training.rundir import RunDir
 
 TASKS = 2
 STEPS = 150
@@ -98,3 +100,17 @@ def taught(*counts: int, steps: int = STEPS) -> Backbone:
 
 def flat(groups: Sequence[Sequence[Any]]) -> list[Any]:
     return [one for group in groups for one in group]
+
+
+def untrained_run(root: Path, *overrides: str) -> Path:
+    """A run directory with a model that was never trained: enough to be scored and compared."""
+    cache = f"data.eval.cache={root / 'cache'}"
+    settings = [f"run.root={root}", "run.name=toy", cache, "training.threads=1",
+                "eval.batch_size=3", "eval.samples=6", "data.eval.screens=2",
+                "grounding.grpo.max_tokens=24", *overrides]  # fmt: skip
+    made = resolve("smoke/grounding", overrides=settings)
+    run = RunDir.create(made)
+    backbone = tool_ready(load_backbone(made.config.model))
+    backbone.model.save_pretrained(run.path / "model")
+    backbone.processor.save_pretrained(run.path / "model")
+    return run.path

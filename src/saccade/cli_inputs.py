@@ -28,7 +28,7 @@ DEFAULT_RUN = "relevance"
 FREE_AFTER_TRAINING = (*MEASURING_KEYS, "run", "tracking", "launch")
 """Keys and sections that may differ from the trained run when it is measured."""
 
-SOURCE_OF_SUFFIX = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+SOURCE_ENDINGS = (".jsonl", ".json", ".ndjson", ".parquet", ".csv", ".tsv")
 
 
 class NoSuchRun(InputError):
@@ -125,12 +125,19 @@ def source_words(words: Sequence[str] | None) -> tuple[list[str], bool]:
     if not words or _is_override(words[0]):
         return words, False
     path = Path(words[0])
-    kind = "folder" if path.is_dir() else SOURCE_OF_SUFFIX.get(path.suffix)
-    if kind is None or not (path.exists() or path.suffix in SOURCE_OF_SUFFIX):
+    if not (path.is_dir() or path.suffix.lower() in SOURCE_ENDINGS):
         return words, False
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    return [f"data.train.type={kind}", f"data.train.path={path}", *words[1:]], True
+    from saccade.data.sources import infer_source
+
+    told = {"type": "folder", "path": path}
+    try:
+        told = infer_source(path).model_dump(exclude_unset=True)
+    except InputError:
+        if not path.is_dir():
+            raise  # of a folder, opening says what is missing, unless further words name it
+    return [*(f"data.train.{key}={value}" for key, value in told.items()), *words[1:]], True
 
 
 def sources_of(config: Config, *, split: str) -> dict[str, Source]:

@@ -196,7 +196,7 @@ def test_selectors_that_replace_tokens_are_refused_with_a_way_out(selector: str)
 
 
 def test_a_selector_that_is_not_there_is_named() -> None:
-    with pytest.raises(InputError, match="grounding.selector=nowhere: no such run"):
+    with pytest.raises(InputError, match=r"grounding\.selector=nowhere: no such run"):
         pruned("nowhere")
 
 
@@ -206,3 +206,35 @@ def test_a_look_without_a_question_is_no_look_for_a_selector() -> None:
     assert view is not None and Box(*view.box).area < 1
     with pytest.raises(ValueError, match="without a question"):
         talk.look(view)
+
+
+# trained behind a selector -----------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_group_is_learned_from_exactly_what_it_read(tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="the extra `rl` is not installed")
+    from saccade.training.recipes.grounding_grpo import GrpoPhase
+    from tests.grounding_policy import settings as policy_settings
+    from tests.grounding_policy import taught
+
+    made = taught()
+    made.model.save_pretrained(tmp_path / "model")
+    made.processor.save_pretrained(tmp_path / "model")
+    words = [
+        f"model.name={tmp_path / 'model'}", "grounding.grpo.group=4", "training.batch_size=2",
+        "training.threads=1", "grounding.selector=saliency", "selector.keep=0.5",
+        "grounding.grpo.filter=none",
+    ]  # fmt: skip
+    phase = GrpoPhase(policy_settings(*words))
+    source = phase.train_source()
+    batch = phase.enter(phase.collate([source[0], source[1]]), micro=0)
+    assert not bool(batch["kept_C"].all())
+    phase.model.eval()
+    written = (batch["labels"] != IGNORE_INDEX).sum()
+    found = phase.loss(batch, step=0, denominator=written)
+    assert float(found["rollout_gap"]) < TOLERANCE
+    assert float(found["ratio"]) == pytest.approx(1, abs=1e-6)
+    for refused in ("grounding.grpo.adapter=none", "grounding.grpo.rollouts=trl"):
+        with pytest.raises(InputError, match=r"grounding\.selector=saliency"):
+            GrpoPhase(policy_settings(*words, refused))

@@ -130,3 +130,14 @@ def test_the_majority_baseline_is_learned_on_one_set_and_scored_on_another() -> 
     assert majority_baseline(train) == {"color": pytest.approx(2 / 3), "count": 0.5}
     assert majority_baseline(train, evaluation=held_out) == {"color": 0.25, "count": 1, "word": 0}
     assert majority_baseline([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [("[512, 388]", True), ("(505, 371)", True), ("[500, 380, 520, 396]", True),
+     ("[499, 388]", False), ("[524, 388]", False), ("512", False), ("there", False)],
+)  # fmt: skip
+def test_a_place_is_right_inside_the_box_that_is_accepted(said: str, right: bool) -> None:
+    answers = ("[512, 388]", "[500, 370, 524, 406]")
+    assert is_correct(said, answers, kind="point") == right
+    assert not is_correct("over there", ["here"], kind="point")

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from saccade.config.errors import InputError
-from saccade.config.resolve import resolve
+from saccade.config.screens import ScreensSource
 from saccade.data.boxes import Box
 from saccade.data.samples import DataError
 from saccade.evaluation import grounding_compare
@@ -28,10 +28,9 @@ from saccade.evaluation.grounding_rows import Scored, chance_near, scored, summa
 from saccade.evaluation.run import evaluate_run, rejudge
 from saccade.evaluation.table import compared, scores
 from saccade.grounding.confidence import brier, ece
-from saccade.models.backbone import load_backbone
-from saccade.models.tools import tool_ready
 from saccade.training.rundir import RunDir
 from tests.grounding_example import TARGET, rolled, row
+from tests.grounding_policy import untrained_run
 
 BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data"
 SHARED = Path(os.environ.get("SACCADE_SHARED_DATA", BESIDE)) / "gui"
@@ -192,17 +191,7 @@ def test_the_comparison_is_plain_json_and_has_a_table() -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A grounding run whose model is the tiny base as it is: it answers, and knows nothing."""
-    root = tmp_path_factory.mktemp("grounding")
-    cache = f"data.eval.cache={root / 'cache'}"
-    settings = [f"run.root={root}", "run.name=toy", cache, "training.threads=1",
-                "eval.batch_size=3", "eval.samples=6", "data.eval.screens=2",
-                "grounding.grpo.max_tokens=24"]  # fmt: skip
-    resolved = resolve("smoke/grounding", overrides=settings)
-    run = RunDir.create(resolved)
-    backbone = tool_ready(load_backbone(resolved.config.model))
-    backbone.model.save_pretrained(run.path / "model")
-    backbone.processor.save_pretrained(run.path / "model")
-    return run.path
+    return untrained_run(tmp_path_factory.mktemp("grounding"))
 
 
 @pytest.fixture
@@ -325,7 +314,10 @@ def test_a_phase_that_never_looks_again_is_not_compared(run: RunDir) -> None:
 
 def test_small_is_what_the_pages_call_small_in_pixels_of_the_first_look(run: RunDir) -> None:
     first: Scored = scored(row())
-    assert small_side(run.config(), first) == pytest.approx(28 / 6)
+    pages = run.config().data.eval
+    assert isinstance(pages, ScreensSource)
+    shrunk = np.sqrt(128 * 96 / (pages.width * pages.height))
+    assert small_side(run.config(), first) == pytest.approx(pages.small_target * shrunk)
 
 
 def test_screens_without_splits_are_halved_by_screenshot(run: RunDir, tmp_path: Path) -> None:

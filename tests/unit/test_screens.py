@@ -31,6 +31,7 @@ from saccade.data.screens.cache import PageCache
 from saccade.data.screens.generated import GeneratedScreens
 from saccade.data.screens.icons import outline, tile
 from saccade.data.screens.pages import TARGET_WORDS, page_groups
+from saccade.scoring.answers import is_correct
 
 RENDERERS = [
     "drawn",
@@ -102,7 +103,8 @@ def test_sides_are_log_uniform_with_the_asked_share_of_small_groups(share: float
     small = [group.side for group in groups if group.small]
     large = [group.side for group in groups if not group.small]
     assert len(small) / len(groups) == pytest.approx(share, abs=0.04)
-    for sides, low, high in ((small, 14, 28), (large, 28, 97)):
+    least, middle, most = source.min_target, source.small_target, source.max_target
+    for sides, low, high in ((small, least, middle), (large, middle, most + 1)):
         if sides:
             assert min(sides) >= low
             assert max(sides) < high
@@ -274,7 +276,7 @@ def test_a_loading_page_shows_nothing_that_can_be_clicked(folder: Path, renderer
     [
         {"width": 128, "height": 128, "min_target": 8, "small_target": 12, "max_target": 32},
         {"gap": 8.0},
-        {"gap": 0.0, "small_share": 0.0, "min_target": 60, "small_target": 90, "max_target": 140},
+        {"gap": 0.0, "small_share": 0.0, "min_target": 60, "small_target": 90, "max_target": 120},
         {"width": 1600, "height": 400, "kinds": ["icon", "text"]},
         {"width": 300, "height": 900, "max_target": 75, "kinds": ["text"]},
     ],
@@ -463,9 +465,24 @@ def test_the_fingerprint_follows_what_pages_depend_on(tmp_path: Path) -> None:
 
     changes: list[dict[str, Any]] = [
         {}, {"split": "test"}, {"seed": 1}, {"screens": 7}, {"targets": 3}, {"gap": 1.0},
-        {"small_share": 0.5}, {"kinds": ["text"]}, {"loading_share": 0.1}, {"width": 800},
+        {"small_share": 0.5}, {"kinds": ["text"]}, {"loading_share": 0.1}, {"width": 768},
     ]  # fmt: skip
     assert len({fingerprint(**change) for change in changes}) == len(changes)
     assert fingerprint(folder=tmp_path / "a") == fingerprint(folder=tmp_path / "b")
     if chromium.find_chromium() is not None:
         assert fingerprint(renderer="chromium") == fingerprint(renderer="auto") != fingerprint()
+
+
+def test_places_can_be_told_as_text_on_the_same_pages(folder: Path) -> None:
+    silent = GeneratedScreens(settings(folder, renderer="drawn", screens=1))
+    assert silent[0].answers == ()
+    for form, numbers in (("point", 2), ("box", 4)):
+        told = GeneratedScreens(settings(folder, renderer="drawn", screens=1, answer=form))
+        assert told.cache.folder == silent.cache.folder
+        assert told.fingerprint() != silent.fingerprint()
+        for sample in samples(told):
+            said = [int(one) for one in sample.answer.strip("[]").split(", ")]
+            assert len(said) == numbers
+            middle = said if numbers == 2 else [(said[0] + said[2]) / 2, (said[1] + said[3]) / 2]
+            assert Box(*sample.facts["box"]).contains(middle[0] / 1000, middle[1] / 1000)
+            assert is_correct(sample.answer, sample.answers, kind=sample.kind)

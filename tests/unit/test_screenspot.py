@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from saccade.cli_inputs import resolve_words, source_words
 from saccade.config.errors import InputError
 from saccade.config.screens import ScreenSpotSource
 from saccade.data.boxes import Box
@@ -299,3 +300,30 @@ def test_the_annotations_with_corners_are_refused_until_that_is_declared(gui: Pa
     raw = json.loads((place / "screenspot_desktop_v2.json").read_text())[0]
     assert rows[0].facts["box"] == tuple(Box.from_pixels(*raw["bbox"], size=tuple(raw["img_size"])))
     assert all(rows[position].facts["box"] is not None for position in range(len(rows)))
+
+
+def test_a_folder_is_known_by_its_annotations_wherever_they_lie(tmp_path: Path) -> None:
+    clicks = tmp_path / "clicks"
+    clicks.mkdir()
+    row = {"instruction": "press", "point": [3, 4], "img_filename": "a.png", "img_size": [9, 9]}
+    (clicks / "pairs.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    (clicks / "settings.json").write_text('{"a": 1}', "utf-8")
+    assert infer_source(clicks).type == "screenspot"
+    pro = tmp_path / "pro"
+    (pro / "annotations").mkdir(parents=True)
+    (pro / "README.md").write_text("# rows", "utf-8")
+    (pro / "annotations" / "cad.json").write_text(json.dumps([row]), "utf-8")
+    assert infer_source(pro).type == "screenspot"
+    words, known = source_words([str(pro), "data.train.limit=1"])
+    assert known and words == [
+        "data.train.type=screenspot", f"data.train.path={pro}", "data.train.limit=1",
+    ]  # fmt: skip
+    assert resolve_words(words).config.data.train.type == "screenspot"
+
+
+def test_a_folder_that_nothing_is_known_of_is_still_one(tmp_path: Path) -> None:
+    words, known = source_words([str(tmp_path), "data.train.index=mine.csv"])
+    assert known and words[0] == "data.train.type=folder"
+    assert source_words(["scenes"]) == (["scenes"], False)
+    with pytest.raises(InputError, match="no such file or folder"):
+        source_words([str(tmp_path / "none.json")])

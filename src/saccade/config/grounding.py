@@ -21,7 +21,7 @@ class ZoomConfig(Node):
     window: Fraction = 0.25
     """Smallest crop as a share of each side of what is looked at; a smaller box is widened to it.
     """
-    pixels: PositiveInt = 24_576
+    pixels: PositiveInt = 30_720
     """Area in pixels that a crop is shown at."""
     calls: NonNegativeInt = 1
     """Most successful zooms of an episode; 0 = it must answer at once."""
@@ -62,8 +62,8 @@ class PlacesConfig(Node):
     """Optimizer steps; 0 = the base can do this already."""
     batch_size: PositiveInt = 16
     """Pictures per step."""
-    questions: PositiveInt = 8
-    """Most questions behind one picture."""
+    questions: PositiveInt = 4
+    """Most questions behind one screen in a step."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 3e-3
     """Peak learning rate."""
     crop_share: Share = 0.5

@@ -27,13 +27,13 @@ class ScreensSource(Node):
     renderer: Literal["auto", "chromium", "drawn"] = "auto"
     """Who draws the pages: headless Chromium, our own plain drawing, or `auto` = Chromium where it
     is installed."""
-    width: Annotated[int, Field(ge=128)] = 768
+    width: Annotated[int, Field(ge=128)] = 800
     """Width of a page in pixels."""
-    height: Annotated[int, Field(ge=128)] = 576
+    height: Annotated[int, Field(ge=128)] = 480
     """Height of a page in pixels."""
     min_target: Annotated[int, Field(ge=6)] = 18
     """Side of the smallest targets in pixels."""
-    max_target: PositiveInt = 112
+    max_target: PositiveInt = 96
     """Side of the largest targets in pixels; sides are log-uniform between the two."""
     small_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
     """Share of the groups of targets that are small: sides below `small_target`."""
@@ -84,6 +84,9 @@ class ScreenSpotSource(Node):
     """
     platforms: list[str] = []
     """Only these platforms; empty = all."""
+    allow_benchmark: bool = False
+    """Train on them even where they are a public benchmark's test rows, which then measure nothing
+    any more."""
     limit: PositiveInt | None = None
     """Use only the first rows."""
 

@@ -98,11 +98,14 @@ def _place(sample: Sample) -> str:
     """Where a target is, in pixels of its screenshot; empty for samples that have none."""
     box, point = sample.facts.get("box"), sample.facts.get("point")
     size = sample.facts.get("size")
-    if not size or (box is None and point is None):
+    if not size:
         return ""
-    numbers = (
-        Box(*box).pixels(size) if box is not None else (point[0] * size[0], point[1] * size[1])
-    )
+    if box is not None:
+        numbers = Box(*box).pixels(size)
+    elif point is not None:
+        numbers = (point[0] * size[0], point[1] * size[1])
+    else:
+        return ""
     about = [str(sample.facts[key]) for key in ("platform", "element") if sample.facts.get(key)]
     return f"[{', '.join(f'{number:.0f}' for number in numbers)}] {' '.join(about)}"
 

@@ -198,6 +198,8 @@ def infer_source(path: Path) -> Source:
         raise InputError(f"{path}: no such file")
     if kind == "folder":
         return FolderSource(type="folder", path=path.parent, index=path.name)
+    if path.name.lower().startswith("screenspot"):
+        return ScreenSpotSource(type="screenspot", path=path)
     if kind == "parquet":
         return ParquetSource(type="parquet", path=path)
     return JsonlSource(type="jsonl", path=path)
@@ -205,6 +207,8 @@ def infer_source(path: Path) -> Source:
 
 def _infer_folder(path: Path) -> Source:
     if (path / "screenspot.json").is_file() or any(path.glob("screenspot_*.json")):
+        return ScreenSpotSource(type="screenspot", path=path)
+    if (path / "annotations").is_dir() and _points_at_things(path):
         return ScreenSpotSource(type="screenspot", path=path)
     if all((path / name).is_file() for name in ("manifest.json", "train.parquet")):
         return GroundingFilesSource(type="grounding", path=path)
@@ -216,10 +220,22 @@ def _infer_folder(path: Path) -> Source:
         return HubSource(type="hub", name=str(path))
     if any(path.glob("*.parquet")):
         return ParquetSource(type="parquet", path=path)
+    if _points_at_things(path):
+        return ScreenSpotSource(type="screenspot", path=path)
     raise InputError(
         f"{path}: the folder holds no index ({', '.join(INDEX_NAMES)}) and no parquet file\n"
         "  fix: write an index with one row per question, or name the index file"
     )
+
+
+def _points_at_things(path: Path) -> bool:
+    """Whether a folder holds annotations with instructions and boxes or points."""
+    from saccade.data.screens.screenspot_layouts import open_annotations
+
+    try:
+        return bool(open_annotations(ScreenSpotSource(type="screenspot", path=path)))
+    except InputError:
+        return False
 
 
 def _open_index(source: FolderSource) -> Table:

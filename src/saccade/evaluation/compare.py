@@ -58,13 +58,11 @@ def compare_run(
     """Score all selectors at all budgets on the run's held-out samples, write table and plot.
 
     Continues an interrupted comparison; a finished one is only summarised again. Raises
-    InputError for an unknown selector. Runs of recipe grounding have no selectors; there, ways to
-    look again are compared.
+    InputError for an unknown selector. Of a run of recipe grounding ways to look again are
+    compared, or, where a selector is put in front of it, ways to read a look.
     """
     if run.config().recipe == "grounding":
-        from saccade.evaluation.grounding_compare import compare_grounding
-
-        return compare_grounding(run, progress=progress)
+        return _compare_grounding(run, progress=progress)
     comparison = Comparison(run, samples=samples, keep=keep, arms=arms, progress=progress)
     comparison.answer(comparison.cells)
     costs = comparison.costs()
@@ -76,6 +74,17 @@ def compare_run(
 
     save_comparison(result, folder=run.figures)
     return result
+
+
+def _compare_grounding(run: RunDir, *, progress: Progress) -> dict[str, Any]:
+    selector = run.config().grounding.selector
+    if selector not in (None, RunDir.open(run.path).config().grounding.selector):
+        from saccade.evaluation.grounding_selectors import compare_selectors
+
+        return compare_selectors(run, progress=progress)
+    from saccade.evaluation.grounding_compare import compare_grounding
+
+    return compare_grounding(run, progress=progress)
 
 
 def comparison_file(run: RunDir) -> Path:

@@ -23,6 +23,7 @@ from saccade.config.schema import Config
 from saccade.config.screens import ScreenSpotSource
 from saccade.data.samples import DataError, Sample
 from saccade.data.sources import SampleSource, open_source
+from saccade.evaluation.grounding_costs import cost_of, mean_costs
 from saccade.evaluation.grounding_rows import scored, summarise
 from saccade.evaluation.load import (
     Progress,
@@ -139,7 +140,8 @@ def _write(
     files: tuple[Path, Path], rows: Sequence[dict[str, Any]], details: Mapping[str, Any]
 ) -> dict[str, Any]:
     predictions, summary = files
-    result = {**details, **summarise([scored(row) for row in rows]), "scores": {}}
+    found = summarise([scored(row) for row in rows])
+    result = {**details, **found, "costs": mean_costs(rows), "scores": {}}
     write_rows(predictions, rows)
     write_json(summary, result)
     return result
@@ -226,11 +228,8 @@ def _tasks(samples: Sequence[Sample], *, skip: bool, broken: list[DataError]) ->
 
 def _row(episode: Episode, *, dialogue: Dialogue, run: str, split: str) -> dict[str, Any]:
     sure = math.exp(mean_log_prob(episode)) if episode.finish == "answered" else None
-    cell = (dialogue.patch * dialogue.merge) ** 2
-    facts = Facts(
-        run=run, step=0, split=split, after=sure,
-        extra={"tokens_visual": sum(view.pixels // cell for view in episode.screen.views)},
-    )  # fmt: skip
+    cost = cost_of(episode, dialogue=dialogue)
+    facts = Facts(run=run, step=0, split=split, after=sure, extra=cost)
     return row_of(episode, facts=facts, convention=dialogue.convention)
 
 
@@ -255,13 +254,14 @@ def load_policy(run: RunDir, *, checkpoint: Path | None = None) -> Dialogue:
 
 def _unfinished(config: Config, folder: Path) -> Dialogue:
     """Rebuild what was trained and put a checkpoint's weights into it."""
+    from saccade.grounding.dialogue import Dialogue
     from saccade.training.run import load_recipe
     from saccade.training.state import load_weights
 
     recipe: Any = load_recipe(config)
     load_weights(recipe.model, checkpoint=folder)
     recipe.model.eval()
-    return recipe.dialogue
+    return Dialogue(recipe.base, recipe.processor, config=config)
 
 
 def settings_of(dialogue: Dialogue) -> dict[str, Any]:
@@ -274,5 +274,7 @@ def settings_of(dialogue: Dialogue) -> dict[str, Any]:
         "coordinates": dialogue.convention.name, "prompt": PROMPT, "temperature": 0.0,
         "look": usual_look(dialogue.config), "batch_size": dialogue.config.eval.batch_size,
         "dtype": str(dialogue.base.dtype).removeprefix("torch."),
+        "selector": settings.selector,
+        "keep": dialogue.config.selector.keep if settings.selector else None,
         "versions": versions(),
     }  # fmt: skip

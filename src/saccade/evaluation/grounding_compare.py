@@ -26,6 +26,7 @@ from saccade.data.sources import SampleSource, open_source
 from saccade.evaluation.cells import KeyedLines
 from saccade.evaluation.grounding import answer, batches, load_policy, settings_of, usual_look
 from saccade.evaluation.grounding_arms import Rolled, compare_arms
+from saccade.evaluation.grounding_costs import selector_key
 from saccade.evaluation.grounding_plot import save_grounding
 from saccade.evaluation.grounding_rows import Scored, scored
 from saccade.evaluation.load import Progress, fingerprint, select_indices, weights_folder
@@ -142,7 +143,7 @@ class Rollouts:
     def rolled(self, split: str) -> Rolled:
         """Judged episodes of a split's targets in all ways, in the order of the targets."""
         source = self.sources[split]
-        indices = self._indices(split)
+        indices = self.indices(split)
         files = {way: self._file(split, way) for way in WAYS}
         known = {way: _by_target(file.read()) for way, file in files.items()}
         wanted: list[str] = []
@@ -175,7 +176,8 @@ class Rollouts:
             )  # fmt: skip
         return rows
 
-    def _indices(self, split: str) -> list[int]:
+    def indices(self, split: str) -> list[int]:
+        """Positions of a split's targets that are asked."""
         source = self.sources[split]
         limit = self.config.eval.samples
         if self.how_split.startswith("the source"):
@@ -191,17 +193,23 @@ class Rollouts:
         return KeyedLines(folder / f"{split}-{way}.jsonl", key=self._key(split) | {"way": way})
 
     def _key(self, split: str) -> dict[str, Any]:
-        """All that episodes depend on."""
-        settings = self.config.grounding
         source = self.sources.get(split)
-        return {
-            "model": self.model, "data": source.fingerprint() if source else "",
-            "pixels": [self.config.model.min_pixels, self.config.model.max_pixels],
-            "zoom": settings.zoom.model_dump(mode="json"), "tools": settings.tools,
-            "answer": settings.answer, "coordinates": settings.coordinates,
-            "stated": settings.reward.stated, "temperature": settings.grpo.temperature,
-            "max_tokens": settings.grpo.max_tokens, "sampled": SAMPLED,
-        }  # fmt: skip
+        data = source.fingerprint() if source else ""
+        return episodes_key(self.config, model=self.model, data=data)
+
+
+def episodes_key(config: Config, *, model: str, data: str) -> dict[str, Any]:
+    """All that episodes depend on."""
+    settings = config.grounding
+    return {
+        "model": model, "data": data,
+        "pixels": [config.model.min_pixels, config.model.max_pixels],
+        "zoom": settings.zoom.model_dump(mode="json"), "tools": settings.tools,
+        "answer": settings.answer, "coordinates": settings.coordinates,
+        "stated": settings.reward.stated, "temperature": settings.grpo.temperature,
+        "max_tokens": settings.grpo.max_tokens, "sampled": SAMPLED,
+        **({"selector": selector_key(config)} if settings.selector else {}),
+    }  # fmt: skip
 
 
 def _screen(source: SampleSource, group: Sequence[int]) -> str:

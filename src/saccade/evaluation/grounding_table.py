@@ -12,9 +12,13 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+from saccade.evaluation.cells import budget_label
+from saccade.evaluation.plot import flops_text
+
 Row = Mapping[str, Any]
 
 PARTS = {"platform": "platform", "element": "element", "size": "side in first look, px"}
+COST_NAMES = ("visual tokens", "all tokens", "operations")
 STANDINGS = {"clear": "met, beyond the interval", "met": "met", "missed": "missed",
              "unknown": "not measured"}  # fmt: skip
 STYLES = {"clear": "green", "met": "green", "missed": "red", "unknown": "dim"}
@@ -75,6 +79,11 @@ def notes(result: Row) -> list[str]:
         )
     ends = ", ".join(f"{name} {count}" for name, count in result["finishes"].items())
     lines.append(f"episodes: {ends}; tool calls refused: {result['failed_calls']}")
+    if result.get("costs"):
+        visual, read, spent = cost_cells(result["costs"])
+        lines.append(
+            f"per target: {visual} visual tokens, {read} tokens read in all, {spent} operations"
+        )
     if result["skipped"]:
         lines.append(f"{len(result['skipped'])} broken rows left out, e.g. {result['skipped'][0]}")
     return lines
@@ -84,7 +93,13 @@ def setting_lines(settings: Row) -> list[str]:
     """The conditions of a score, as the benchmarks' traps want them told."""
     versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
     limit = settings["max_pixels"] or "the processor's limit of"
+    pruned = settings.get("selector")
     return [
+        *(
+            [f"of every look {budget_label(settings['keep'])} is read, chosen by {pruned}"]
+            if pruned
+            else []
+        ),
         f"first look at most {limit} pixels, crops {settings['crop_pixels']}, at most"
         f" {settings['calls']} zoom(s); coordinates {settings['coordinates']}; a box is clicked in"
         " its middle",
@@ -96,6 +111,38 @@ def setting_lines(settings: Row) -> list[str]:
 def compared_table(result: Row) -> Any:
     """Ways to look, the prices, and how the bars stand."""
     return Group(_arms(result), _sizes(result), _calibration(result), _bars(result))
+
+
+def readings_table(result: Row) -> Table:
+    """Ways to read a look, with what each really costs."""
+    title = f"{result['samples']} held-out targets, {result['small_samples']} of them small"
+    table = Table(title=title, title_justify="left")
+    table.add_column("what is read")
+    for name in ("in box %", "95% interval", "small %", "looks again %", *COST_NAMES,
+                 "ours is better by"):  # fmt: skip
+        table.add_column(name, justify="right")
+    for row in result["readings"]:
+        table.add_row(
+            row["title"], percent(row["accuracy"]),
+            f"{percent(row['low'])} to {percent(row['high'])}", percent(row["accuracy_small"]),
+            percent(row["zoom_rate"]), *cost_cells(row["costs"]),
+            "" if row["ours"] else points(row["difference"]),
+            style="bold" if row["ours"] else "",
+        )  # fmt: skip
+    table.caption = (
+        "means per target over all its looks; operations of the vision tower, the selector and the"
+        "\nlanguage model; differences in points with 95% intervals, paired by screenshot"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def cost_cells(costs: Row | None) -> tuple[str, str, str]:
+    """What an episode costs, in the order of `COST_NAMES`."""
+    if costs is None:
+        return "", "", ""
+    visual, read = f"{costs['tokens_visual']:.1f}", f"{costs['tokens_read']:.1f}"
+    return visual, read, flops_text(costs["flops"])
 
 
 def _arms(result: Row) -> Table:

@@ -22,14 +22,16 @@ Row = Mapping[str, Any]
 def compared(result: Row) -> Any:
     """What a comparison came to, in the form its recipe has."""
     if result.get("recipe") == "grounding":
-        from saccade.evaluation.grounding_table import compared_table
+        from saccade.evaluation.grounding_table import compared_table, readings_table
 
-        return compared_table(result)
+        return readings_table(result) if "readings" in result else compared_table(result)
     return comparison_table(result)
 
 
 def compared_plots(result: Row, *, folder: Path) -> str:
     """Where a comparison's plots lie."""
+    if "readings" in result:
+        return f"written: {folder.parent / 'selectors.json'}"
     if result.get("recipe") == "grounding":
         return f"plots: {folder}/accuracy_cost.png, zoom_by_size.png, calibration.png"
     return f"plot: {folder / 'comparison.png'}"

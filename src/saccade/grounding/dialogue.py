@@ -171,6 +171,14 @@ class Dialogue:
         later = [self.look(view, task=episode.task) for view in episode.screen.views[1:]]
         return [self.prompt(episode.task).start.pictures[0], *later]
 
+    def choosing(self, picture: Picture, *, task: Task) -> float:
+        """Floating-point operations of choosing what is kept of a picture, beside the tower's."""
+        if self.pruner is None:
+            return 0.0
+        whole = replace(picture, kept_C=None, tokens=None)
+        ids = self._asked(task, whole).ids
+        return self.pruner.cost(ids, pixels_ND=whole.pixels_ND, grid=whole.grid)
+
     def screen(self, task: Task) -> Screen:
         """The environment of one episode."""
         fit = self.fit_zoom if task.kept is not None else self.fit
@@ -207,18 +215,20 @@ class Dialogue:
     def demonstration(self, task: Task, *, looks: Sequence[Box], index: int = 0) -> Episode:
         """An episode that zooms to `looks` (boxes of the screenshot) and then answers rightly.
 
-        Written with the tokens that the text has. Raises InputError when a look is refused or the
-        task has no box or the last look does not show it.
+        A page that still loads is waited for first. Written with the tokens that the text has.
+        Raises InputError when a call is refused or the task has no box or the last look does not
+        show it.
         """
         screen, turns = self.screen(task), []
         ids: list[Tensor] = []
         written: list[Tensor] = []
-        for box in looks:
-            numbers = screen.numbers(box)
-            turns.append(write_call("zoom", json.dumps({"box": numbers})))
-            result = screen.call("zoom", {"box": numbers})
+        for box in looks if task.loading is None else (None, *looks):
+            name = "wait" if box is None else "zoom"
+            arguments = {} if box is None else {"box": screen.numbers(box)}
+            turns.append(write_call(name, json.dumps(arguments)))
+            result = screen.call(name, arguments)
             if not result.ok:
-                raise InputError(f"{task.sample.id}: a demonstrated zoom fails: {result.text}")
+                raise InputError(f"{task.sample.id}: a demonstrated {name} fails: {result.text}")
             answer = self.given(result, task=task).ids
             said = self._written(turns[-1])
             ids += [said, answer]

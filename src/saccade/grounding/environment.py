@@ -33,11 +33,15 @@ Fit = Callable[[Size], Size]
 
 @dataclass(frozen=True)
 class View:
-    """One picture shown: its box on the screenshot, its pixels, its size as the model sees it."""
+    """One picture shown: its box on the screenshot, its pixels, its size as the model sees it.
+
+    `loading`: it shows the page before it had finished loading.
+    """
 
     box: Box
     image: Image.Image
     size: Size
+    loading: bool = False
 
     @property
     def pixels(self) -> int:
@@ -90,7 +94,8 @@ class Screen:
     """One screenshot of one episode, and everything that was seen of it.
 
     `tree` are the elements of the page (`role`, `name`, `box` in shares); `loaded` is the page
-    after loading, where `image` shows it before. `fit_zoom` is the processor's resize of a crop
+    after loading, where `image` shows it before, and `loading_tree` what it consists of until then.
+    `fit_zoom` is the processor's resize of a crop
     where that differs from the first picture's.
     """
 
@@ -101,11 +106,13 @@ class Screen:
     tree: Sequence[Mapping[str, Any]] = ()
     loaded: Image.Image | None = None
     fit_zoom: Fit | None = None
+    loading_tree: Sequence[Mapping[str, Any]] = ()
     views: list[View] = field(default_factory=list, init=False)
     calls: list[ToolCall] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        self.views.append(View(WHOLE, self.image, self.fit(self.image.size)))
+        size = self.fit(self.image.size)
+        self.views.append(View(WHOLE, self.image, size, loading=self.loaded is not None))
 
     @property
     def view(self) -> View:
@@ -229,13 +236,15 @@ class Screen:
         size = (self.fit_zoom or self.fit)(wanted)
         # resized to the model's size at once: the processor then has nothing left to resample
         image = self._page.crop((left, top, right, bottom)).resize(size, Image.Resampling.LANCZOS)
-        return View(Box.from_pixels(left, top, right, bottom, size=(width, height)), image, size)
+        box = Box.from_pixels(left, top, right, bottom, size=(width, height))
+        return View(box, image, size, loading=self.loading)
 
     def _inspect(self, asked: Box) -> tuple[None, str]:
-        if not self.tree:
+        tree = self.loading_tree if self.loading else self.tree
+        if not (self.tree or tree):
             raise Refusal("this page has no accessibility tree")
         area = asked.inside(self.view.box)
-        found = [one for one in self.tree if area.contains(*Box(*one["box"]).center)]
+        found = [one for one in tree if area.contains(*Box(*one["box"]).center)]
         lines = [
             f"{one['role']} {json.dumps(one['name'], ensure_ascii=False)} {self.write(one['box'])}"
             for one in found[:MOST_LISTED]
@@ -245,15 +254,20 @@ class Screen:
         return None, "\n".join(lines) or "nothing is here"
 
     def _wait(self) -> tuple[View | None, str]:
-        if self.loaded is None or self._page is self.loaded:
+        if self.loaded is None or not self.loading:
             return None, "nothing changed"
         return View(WHOLE, self.loaded, self.fit(self.loaded.size)), ""
 
     @property
+    def loading(self) -> bool:
+        """Whether the page has still to be waited for."""
+        waited = any(call.ok and call.name == "wait" and call.view for call in self.calls)
+        return self.loaded is not None and not waited
+
+    @property
     def _page(self) -> Image.Image:
         """The page as it stands: loaded once it was waited for."""
-        waited = any(call.ok and call.name == "wait" and call.view for call in self.calls)
-        return self.loaded if waited and self.loaded is not None else self.image
+        return self.image if self.loaded is None or self.loading else self.loaded
 
 
 def place_on(

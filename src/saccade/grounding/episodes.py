@@ -48,9 +48,10 @@ SURE, UNSURE = 0.75, 0.25
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of which picture. `image` is the finished page; `loading` what it looks like
-    before that, where it still loads. `point` is the target of rows that have no box. `kept` is set
-    where the image is itself a crop, shown as it is: the part of the page that it shows."""
+    """What is asked of which picture. `image` is the finished page and `tree` its elements;
+    `loading` and `loading_tree` are both before that, where it still loads. `point` is the target
+    of rows that have no box. `kept` is set where the image is itself a crop, shown as it is: the
+    part of the page that it shows."""
 
     sample: Sample
     image: Image.Image
@@ -58,6 +59,7 @@ class Task:
     box: Box | None
     tree: tuple[Mapping[str, Any], ...] = ()
     loading: Image.Image | None = None
+    loading_tree: tuple[Mapping[str, Any], ...] = ()
     point: tuple[float, float] | None = None
     kept: Box | None = None
 
@@ -149,6 +151,7 @@ def task_of(sample: Sample, *, image: Image.Image | None = None) -> Task:
         box=Box(*box) if box is not None else None,
         tree=tuple(facts.get("tree") or ()),
         loading=None if loading is None else load_image(loading, where=sample.id),
+        loading_tree=tuple(facts.get("loading_tree") or ()),
         point=None if point is None else (float(point[0]), float(point[1])),
     )
 
@@ -164,7 +167,9 @@ def screen_of(
     """A fresh environment for a task; a page that still loads is first seen as it loads."""
     first = task.image if task.loading is None else task.loading
     loaded = None if task.loading is None else task.image
-    return Screen(first, config, convention, fit, task.tree, loaded, fit_zoom)
+    return Screen(
+        first, config, convention, fit, task.tree, loaded, fit_zoom, loading_tree=task.loading_tree
+    )
 
 
 def judge_task(task: Task, answer: Answer) -> PointVerdict:
@@ -386,6 +391,7 @@ def _view(view: View, page: Image.Image) -> dict[str, Any]:
         "offset": (left, top),
         "scale": (view.size[0] / (right - left), view.size[1] / (bottom - top)),
         "pixels": view.pixels,
+        "loading": view.loading,
     }
 
 

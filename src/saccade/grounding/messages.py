@@ -123,6 +123,8 @@ def system_text(config: GroundingConfig, *, convention: Convention | None = None
             "If it is too small to be sure, call zoom first. Numbers always refer to the latest"
             " picture you were shown."
         )
+    if "wait" in config.tools:
+        lines.append("If the page is still loading, call wait first.")
     return " ".join(lines)
 
 

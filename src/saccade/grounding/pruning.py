@@ -25,7 +25,7 @@ from saccade.models.relevance import storage
 from saccade.models.relevance.baselines import ARMS, ArmInfo, find_arm
 from saccade.models.relevance.model import RelevanceModel
 from saccade.models.relevance.prune import ImageTokens
-from saccade.models.relevance.reduce import keep_cells, refuse_replacing
+from saccade.models.relevance.reduce import REPLACING, keep_cells, refuse_replacing
 
 TRAINED = "trained"
 
@@ -126,3 +126,8 @@ def is_untrained(name: str) -> bool:
     """Whether a name is that of a selector that needs no training."""
     plain = name.partition("+")[0]
     return plain in ARMS and not ARMS[plain].trained
+
+
+def only_drops(name: str) -> bool:
+    """Whether an untrained selector of that name can stand in front of a policy."""
+    return is_untrained(name) and find_arm(name).how not in REPLACING

@@ -115,7 +115,7 @@ def _frames(one: Shown, *, name: str) -> tuple[str, list[str]]:
     frames.append(_frame(name, image.size, marks, caption + _click_words(row)))
     for number, view in enumerate(row["views"]):
         box, size = Box(*view["box"]), (int(view["size"][0]), int(view["size"][1]))
-        page = one.loading if one.loading is not None and not number else image
+        page = one.loading if one.loading is not None and view.get("loading", not number) else image
         left, top, right, bottom = (round(edge) for edge in box.pixels(page.size))
         part = page.crop((left, top, right, bottom))
         seen = part.convert("RGB").resize(size, Image.Resampling.LANCZOS)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -22,7 +23,9 @@ from saccade.data.sources import open_source
 from saccade.evaluation.grounding import read_rows, screens_folder
 from saccade.evaluation.grounding_plot import figure_of
 from saccade.evaluation.grounding_table import (
+    COST_NAMES,
     PARTS,
+    cost_cells,
     notes,
     percent,
     points,
@@ -58,6 +61,7 @@ class GroundingPage:
 
     evaluation: Data | None = None
     comparison: Data | None = None
+    selectors: Data | None = None
     screens: Sequence[Data] = ()
     right: Sequence[Shown] = field(default_factory=tuple)
     wrong: Sequence[Shown] = field(default_factory=tuple)
@@ -72,6 +76,7 @@ def read_page(run: RunDir, config: Config, *, pick: Pick) -> GroundingPage:
     return GroundingPage(
         evaluation=read_json(run.path / "evaluation.json"),
         comparison=read_json(run.path / "comparison.json"),
+        selectors=read_json(run.path / "selectors.json"),
         screens=[one for one in map(read_json, found) if one is not None],
         right=right, wrong=wrong, missing=missing,
     )  # fmt: skip
@@ -140,7 +145,7 @@ def sections_of(page: GroundingPage, *, run: str, seed: int) -> tuple[list[str],
     """Comparison, trajectories, accuracy and other screens; and the pictures' style rules."""
     samples, rules = _samples(page, seed=seed)
     parts = [
-        _comparison(page.comparison, run=run), samples,
+        _comparison(page.comparison, run=run), _selectors(page.selectors), samples,
         _accuracy(page.evaluation, run=run), _screens(page.screens),
     ]  # fmt: skip
     return [part for part in parts if part], rules
@@ -168,6 +173,34 @@ def _comparison(result: Data | None, *, run: str) -> str:
         + _prices(result)
     )
     return section("comparison", title=title, body=body)
+
+
+def _selectors(result: Data | None) -> str:
+    """Ways to read a look; left out where no selector was compared."""
+    if result is None:
+        return ""
+    columns = [
+        Column("what is read", lambda r: text(r["title"]), is_text=True),
+        Column("in box %", lambda r: percent(r["accuracy"]), lambda r: r["accuracy"]),
+        Column("95% interval", lambda r: f"{percent(r['low'])} to {percent(r['high'])}"),
+        Column("small %", lambda r: percent(r["accuracy_small"]), lambda r: r["accuracy_small"]),
+        Column("looks again %", lambda r: percent(r["zoom_rate"]), lambda r: r["zoom_rate"]),
+        *(Column(name, partial(_cost, part)) for part, name in enumerate(COST_NAMES)),
+        Column("selector better by", lambda r: "" if r["ours"] else points(r["difference"])),
+    ]
+    inner = table(
+        columns, result["readings"], caption="Ways to read a look",
+        row_class=lambda r: "trained" if r["ours"] else "",
+    )  # fmt: skip
+    body = (
+        f'<p class="muted">{result["samples"]} held-out targets; the policy stays as it is, what it'
+        " is given of every look differs. Costs are means per target over all its looks.</p>"
+    )
+    return section("selectors", title="Reading less of each look", body=body + inner)
+
+
+def _cost(part: int, row: Data) -> str:
+    return cost_cells(row["costs"])[part]
 
 
 def _bars(result: Data) -> str:

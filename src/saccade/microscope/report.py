@@ -284,7 +284,8 @@ def _source_text(source: Any) -> str:
 
 def _navigation(parts: Sequence[str]) -> str:
     names = {
-        "comparison": "Comparison", "samples": "Samples", "accuracy": "Accuracy",
+        "comparison": "Comparison", "selectors": "Selectors", "samples": "Samples",
+        "accuracy": "Accuracy",
         "screens": "Other screens", "learning": "Learning", "training": "Training",
         "timeline": "What happened", "limits": "Limits",
         "provenance": "Reproduce",

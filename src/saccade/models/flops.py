@@ -116,8 +116,10 @@ def language_flops(
     tokens: Sequence[int],
     late_tokens: Sequence[int] | None = None,
     causal: Causal = "square",
+    spoken: int = 1,
 ) -> float:
-    """Prefill of sequences of `tokens` tokens each, and the vocabulary for one position of each.
+    """Prefill of sequences of `tokens` tokens each, and the vocabulary for `spoken` positions of
+    each.
 
     Padding is not counted: a batch is the sum of its rows. `late_tokens`: what the layers after
     the first `full_layers` read, for a selector that drops inside the model.
@@ -133,7 +135,7 @@ def language_flops(
         for layers, rows in ((first, length), (text.num_hidden_layers - first, late)):
             attention = share * 2 * _linear(rows, rows, queries)
             total += layers * (2.0 * rows * linears + attention)
-        total += _linear(1, width, text.vocab_size)
+        total += _linear(spoken, width, text.vocab_size)
     return total
 
 
@@ -180,25 +182,33 @@ def ceiling(
 
 
 def matched_resize_share(
-    config: Any, *, cells: int, text_tokens: int, budget_flops: float, causal: Causal = "square"
+    config: Any,
+    *,
+    cells: int | Sequence[int],
+    text_tokens: int,
+    budget_flops: float,
+    causal: Causal = "square",
 ) -> float:
-    """Share of an image's cells at which *resizing* costs `budget_flops` in all.
+    """Share of an image's (or of several images') cells at which *resizing* costs `budget_flops`.
 
     Resizing saves in the vision tower as well, so at equal cost it may keep more tokens than a
     selector that works after the encoder. Returns a share in (0, 1].
     """
 
+    images = [cells] if isinstance(cells, int) else cells
+
     def cost(share: float) -> float:
-        kept = max(1, round(cells * share))
+        kept = [max(1, round(count * share)) for count in images]
         return (
-            vision_flops(config, cells=[kept])
-            + language_flops(config, tokens=[kept + text_tokens], causal=causal)
+            vision_flops(config, cells=kept)
+            + language_flops(config, tokens=[sum(kept) + text_tokens], causal=causal)
         )  # fmt: skip
 
     if cost(1.0) <= budget_flops:
         return 1.0
-    low, high = 1.0 / cells, 1.0
-    for _ in range(max(1, math.ceil(math.log2(cells)) + 2)):
+    most = max(images)
+    low, high = 1.0 / most, 1.0
+    for _ in range(max(1, math.ceil(math.log2(most)) + 2)):
         middle = (low + high) / 2
         low, high = (middle, high) if cost(middle) <= budget_flops else (low, middle)
     return low

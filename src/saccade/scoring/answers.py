@@ -5,7 +5,8 @@ metric, or what a blind guesser would reach. The published metrics live in `vqa.
 here is meant for people and departs from the VQA script: apostrophes are dropped instead of
 repaired from a word list, a minus sign before a digit stays, number words reach twenty, every
 comparison is normalised on both sides, and a text that would normalise to nothing ("a", "the") is
-kept. Captions go to `captions.py`. Left out: points.
+kept. Captions go to `captions.py`. Places are judged here only where they are text answers in
+thousandths; pixels and boxes of screens are judged in `points.py`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _PERIOD = re.compile(r"(?<!\d)\.|\.(?!\d)")
 _MINUS = re.compile(r"(?<![\w.])[-\u2212](?=\.?\d)")
 _PUNCTUATION = re.compile(r"[;/\[\]\"{}()=+\\_\-<>@,?!:*&|~^$#\u2212\u2013\u2014\u201c\u201d]")
 _NUMBER = re.compile(r"[-+]?\d*\.?\d+")
+_PLACE_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _KEPT_MINUS = "\x00"
 
 
@@ -136,6 +138,16 @@ def _same_yes_no(prediction: str, answer: str) -> bool:
     return left[:1] == right[:1]
 
 
+def _same_place(prediction: str, answer: str) -> bool:
+    """A point, or the middle of a box, inside the box that the answer is; else the same text."""
+    said, meant = _PLACE_NUMBER.findall(prediction), _PLACE_NUMBER.findall(answer)
+    if len(meant) != 4 or len(said) not in (2, 4):
+        return _same_text(prediction, answer)
+    x, y = ((float(said[i]) + float(said[i - 2])) / 2 for i in (0, 1))
+    left, top, right, bottom = map(float, meant)
+    return left <= x < right and top <= y < bottom
+
+
 def _same_claim(prediction: str, answer: str) -> bool:
     """A "no" anywhere in the first sentence counts, as probing reads answers."""
     return yes_or_no(prediction) is yes_or_no(answer)
@@ -149,5 +161,6 @@ RULES: dict[str, Callable[[str, str], bool]] = {
     "ocr": _same_reading,
     "yes/no": _same_yes_no,
     "presence": _same_claim,
+    "point": _same_place,
 }
 """Rule by question kind; any other kind compares normalised text."""

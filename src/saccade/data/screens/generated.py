@@ -14,7 +14,7 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -42,6 +42,8 @@ ATTEMPTS = 8
 """Layouts that are tried before the plainest one."""
 KEPT_ROWS = 256
 """Pages whose facts stay in memory."""
+NOT_DRAWN = {"cache", "screens", "targets", "answer"}
+"""Keys of a source that change nothing on a page."""
 
 
 def page_tree(
@@ -68,6 +70,19 @@ def renderer_of(source: ScreensSource) -> str:
     return "drawn"
 
 
+def place_answers(box: Sequence[float], *, form: str) -> tuple[str, ...]:
+    """A box (in shares) as an answer: its middle or itself, in thousandths; a point that lies in
+    the box is right as well, so the box follows the point."""
+    if form == "none":
+        return ()
+    left, top, right, bottom = box
+    thousandths = [round(1000 * edge) for edge in box]
+    if form == "box":
+        return (str(thousandths),)
+    middle = [round(500 * (left + right)), round(500 * (top + bottom))]
+    return str(middle), str(thousandths)
+
+
 class GeneratedScreens:
     """Samples of one split's pages, page by page."""
 
@@ -75,7 +90,7 @@ class GeneratedScreens:
         self.source = source
         self.renderer = renderer_of(source)
         folder = (source.cache or default_cache()).expanduser()
-        self.cache = PageCache(folder / self._digest(leave_out={"cache", "screens", "targets"}))
+        self.cache = PageCache(folder / self._digest(leave_out=NOT_DRAWN))
         self._begin()
 
     def _begin(self) -> None:
@@ -116,7 +131,8 @@ class GeneratedScreens:
 
     def fingerprint(self) -> str:
         """Equal for equal pages and questions, whatever folder they are kept in."""
-        return "screens:" + self._digest(leave_out={"cache"})
+        silent = {"answer"} if self.source.answer == "none" else set[str]()
+        return "screens:" + self._digest(leave_out={"cache"} | silent)
 
     def _digest(self, *, leave_out: set[str]) -> str:
         spec = self.source.model_dump(mode="json", exclude=leave_out | {"renderer"})
@@ -139,7 +155,7 @@ class GeneratedScreens:
             Sample(
                 id=f"{key}-t{target.number}",
                 question=target.instruction,
-                answers=(),
+                answers=place_answers(row["boxes"][str(target.number)], form=self.source.answer),
                 images=(self.cache.picture(self._name(index)),),
                 kind="point",
                 image_key=key,

@@ -61,11 +61,28 @@ class ImageTokens:
             deepstack=tuple(tuple(level[i] for i in images) for level in self.deepstack),
         )
 
+    def kept(self, keep_N: Tensor) -> ImageTokens:
+        """The tokens where `keep_N` (all images packed) is True."""
+        keeps = keep_N.split([len(rows) for rows in self.pooled])
+        return self.map(lambda i, rows: rows[keeps[i]])
+
     def encoder_output(self) -> BaseModelOutputWithDeepstackFeatures:
         return BaseModelOutputWithDeepstackFeatures(
             pooler_output=self.pooled,  # type: ignore[arg-type]
             deepstack_features=list(self.deepstack),  # type: ignore[arg-type]
         )
+
+
+def joined(parts: Sequence[ImageTokens]) -> ImageTokens:
+    """The images of all parts, one part's after the other's."""
+    levels = len(parts[0].deepstack)
+    return ImageTokens(
+        pooled=tuple(rows for part in parts for rows in part.pooled),
+        deepstack=tuple(
+            tuple(rows for part in parts for rows in part.deepstack[level])
+            for level in range(levels)
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -124,15 +141,13 @@ def drop_tokens(
     def take(values_BL: Tensor, filler: int) -> Tensor:
         return values_BL.gather(1, index_BS).masked_fill(~stay_BS, filler)
 
-    counts = [len(rows) for rows in inputs.images.pooled]
-    keeps = keep_N.split(counts)
     labels = inputs.labels_BS
     return replace(
         inputs,
         input_ids_BS=take(inputs.input_ids_BS, pad_token),
         attention_mask_BS=stay_BS.to(inputs.attention_mask_BS.dtype),
         positions_3BS=torch.stack([take(axis, 0) for axis in inputs.positions_3BS]),
-        images=inputs.images.map(lambda i, rows: rows[keeps[i]]),
+        images=inputs.images.kept(keep_N),
         labels_BS=take(labels, IGNORE_INDEX) if labels is not None else None,
         source_BS=_source(inputs, index_BS).masked_fill(~stay_BS, -1),
     )

@@ -4,7 +4,7 @@ In go a batch, its visual features, an arm and per-image budgets; out come reduc
 inputs and a record per image of what was kept, for counting and for pictures. Resizing encodes
 the smaller image anew; pooling averages tokens and DeepStack rows alike and gives them centre
 positions; everything else drops tokens, and with a placement before the tower only the chosen
-cells are ever encoded.
+cells are ever encoded. `keep_cells` is the choice alone, for whoever drops the tokens elsewhere.
 
 Shapes: N cells of all images, H x W cells of one image, I images.
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from saccade.config.errors import InputError
+from saccade.config.schema import SelectorConfig
 from saccade.models.relevance import baselines, peers
 from saccade.models.relevance.allocate import lattice, top_k
 from saccade.models.relevance.baselines import ArmInfo
@@ -38,6 +39,10 @@ from saccade.models.relevance.vision import encode_images
 
 if TYPE_CHECKING:
     from saccade.models.relevance.model import RelevanceModel, VisualFeatures
+
+
+REPLACING = ("pool", "resize", "merge", "inside")
+"""Ways of selectors that do not only drop the tokens of cells."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,6 @@ def reduce_with_arm(
     seed: int,
 ) -> Reduced:
     """Apply `arm` with `kept[i]` cells for image i."""
-    grid = features.grid
     if arm.how == "pool":
         return _pooled(model, features, kept=kept)
     if arm.how == "resize":
@@ -94,23 +98,12 @@ def reduce_with_arm(
         from saccade.models.relevance.peer_reduce import reduce_with_peer  # builds on this module
 
         return reduce_with_peer(model, features, arm=arm, kept=kept)
-    scored = model.score(features, kept=kept) if arm.trained else None
-    if scored is not None and arm.plain == "trained":
-        moved_I = model.adapt(scored, kept, cells=grid.counts)
-        kept = kept if moved_I is None else [round(k) for k in moved_I.tolist()]
-    config = model.selector_config
-    if arm.name == "trained" and config.coarse != 0 and scored is not None:
+    scored, kept = _scored(model, features, arm=arm, kept=kept)
+    if arm.name == "trained" and model.selector_config.coarse != 0 and scored is not None:
         inputs, chosen = _choose_detail(model, features, scored, kept=kept)
     else:
-        if arm.how == "keep_all":
-            keep_N = torch.ones(sum(grid.counts), dtype=torch.bool, device=model.device)
-        else:
-            scores_N = _scores(model, batch, features, scored, arm=arm, kept=kept, seed=seed)
-            own = config.set_step if arm.name == "trained" else None
-            scores_N = peers.with_set_step(scores_N, features, arm=arm, kept=kept, relevance=own)
-            keep_N = top_k(scores_N.to(model.device), cells=grid.counts, kept=kept)
-        early = arm.trained and config.placement != "features"
-        choose = _choose_early if early else _choose
+        keep_N = _kept(model, batch, features, scored, arm=arm, kept=kept, seed=seed)
+        choose = _choose_early if _is_early(model, arm) else _choose
         inputs, chosen = choose(model, features, keep_N)
     return Reduced(
         inputs,
@@ -118,6 +111,75 @@ def reduce_with_arm(
         maps=_maps(features, scored),
         tensions=scored.tensions() if scored is not None else [],
     )
+
+
+@torch.no_grad()
+def keep_cells(
+    model: RelevanceModel, batch: Mapping[str, Any], *, arm: ArmInfo, seed: int = 0
+) -> tuple[Tensor, ImageTokens]:
+    """Which cells a selector keeps at its own budget, [N], and their tokens.
+
+    Raises InputError for one that does more than drop (`refuse_replacing`).
+    """
+    refuse_replacing(arm, config=model.selector_config)
+    features = model.encode(batch)
+    kept = model.budgets(features.grid, 1.0 if arm.how == "keep_all" else None)
+    scored, kept = _scored(model, features, arm=arm, kept=kept)
+    keep_N = _kept(model, batch, features, scored, arm=arm, kept=kept, seed=seed)
+    if _is_early(model, arm):
+        return keep_N, features.view.encode(keep_N)
+    return keep_N, features.view.tokens.kept(keep_N)
+
+
+def refuse_replacing(arm: ArmInfo, *, config: SelectorConfig) -> None:
+    """Raises InputError for a selector that puts other tokens in the place of those it drops."""
+    replaces = arm.how in REPLACING
+    if arm.trained:
+        replaces = config.placement == "glance" or config.coarse != 0
+    if replaces:
+        raise InputError(
+            f"selector {arm.name}: does not only drop visual tokens, it puts others in their place"
+            "\n  fix: use a trained selector with placement features or pixels and coarse=0, or one"
+            " of grid, random, saliency, vision_attention_drop, max_min_diversity, dpp, scope"
+        )
+
+
+def _scored(
+    model: RelevanceModel, features: VisualFeatures, *, arm: ArmInfo, kept: list[int]
+) -> tuple[Scored | None, list[int]]:
+    """What a trained selector says, and the budgets after it has moved them."""
+    if not arm.trained:
+        return None, kept
+    scored = model.score(features, kept=kept)
+    moved_I = None
+    if arm.plain == "trained":
+        moved_I = model.adapt(scored, kept, cells=features.grid.counts)
+    return scored, kept if moved_I is None else [round(k) for k in moved_I.tolist()]
+
+
+def _kept(
+    model: RelevanceModel,
+    batch: Mapping[str, Any],
+    features: VisualFeatures,
+    scored: Scored | None,
+    *,
+    arm: ArmInfo,
+    kept: list[int],
+    seed: int,
+) -> Tensor:
+    """Boolean [N]: the cells that stay."""
+    cells = features.grid.counts
+    if arm.how == "keep_all":
+        return torch.ones(sum(cells), dtype=torch.bool, device=model.device)
+    scores_N = _scores(model, batch, features, scored, arm=arm, kept=kept, seed=seed)
+    own = model.selector_config.set_step if arm.name == "trained" else None
+    scores_N = peers.with_set_step(scores_N, features, arm=arm, kept=kept, relevance=own)
+    return top_k(scores_N.to(model.device), cells=cells, kept=kept)
+
+
+def _is_early(model: RelevanceModel, arm: ArmInfo) -> bool:
+    """Whether the choice is made before the vision tower."""
+    return arm.trained and model.selector_config.placement != "features"
 
 
 def _choose(

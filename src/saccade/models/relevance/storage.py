@@ -108,6 +108,36 @@ def _part(state: Mapping[str, Tensor], prefix: str, *, where: Path) -> dict[str,
     return part
 
 
+def find(name: str, *, root: Path, key: str) -> Path:
+    """The folder of a saved selector: a run, its `model` folder, or a run's name below `root`.
+
+    Raises InputError, which names the configuration's `key`, when there is none.
+    """
+    places = [Path(name).expanduser(), root / name]
+    for place in places:
+        for folder in (place / "model", place):
+            if (folder / CARD).is_file():
+                return folder
+    exists = next((place for place in places if place.is_dir()), None)
+    what = "no such run" if exists is None else "the run has no finished selector"
+    raise InputError(
+        f"{key}={name}: {what}\n  fix: name a finished run of recipe relevance, or its model folder"
+    )
+
+
+def load_frozen(folder: Path, *, backbone: Backbone, settings: SelectorConfig) -> RelevanceModel:
+    """A saved selector in front of `backbone`, frozen, at the budget of `settings`.
+
+    What learns in the base goes on learning. Raises InputError when it is damaged or does not fit.
+    """
+    learns = {p for p in backbone.model.parameters() if p.requires_grad}
+    model = load(folder, backbone=backbone, model=None)
+    model.selector.requires_grad_(False)
+    assert learns == {p for p in model.parameters() if p.requires_grad}
+    model.selector_config = model.selector_config.model_copy(update={"keep": settings.keep})
+    return model
+
+
 def load(folder: Path, *, backbone: Backbone | None, model: ModelConfig | None) -> RelevanceModel:
     """Rebuild the model; InputError names what is missing, damaged or does not fit."""
     from saccade.models.relevance.model import RelevanceModel

@@ -19,7 +19,7 @@ from torch import Tensor
 from saccade.data.boxes import Box
 from saccade.data.generate.drawing import COLORS, SHAPES
 
-OFFSETS, PLACES = 8, 16
+OFFSETS, PLACES = 10, 16
 """Parts of a cell's sides in which a thing's centre lies; of a picture's, in which a cell does."""
 THING_TARGETS = {
     "color": 1 + len(COLORS),
@@ -34,8 +34,9 @@ THING_TARGETS = {
 """What a cell holds and where it lies, as class counts; class 0 is no thing's centre.
 
 A thing's centre is asked for as its offset in the cell, and as the first digit of its place on the
-picture, which is what a policy writes. Every cell is asked for its own place: a tower that was trained to name content
-has thrown most of that away, and the few cells with a thing in them are long in bringing it back.
+picture, which is what a policy writes. Every cell is asked for its own place: a tower that was
+trained to name content has thrown most of that away, and the few cells with a thing in them are
+long in bringing it back.
 """
 
 

@@ -6,12 +6,12 @@ with real crops of the environment; whether one zooms is drawn by chance, so tha
 learned and when to take which is not. The loss is that of `sft` on what a policy would write,
 beside two aids (`grounding_aids.py`). Left out: rewards (`grounding_grpo.py`).
 
-Shapes: R rows, L tokens, D digits that name a place, N cells of all pictures.
+Shapes: R rows, L tokens, D written tokens, N cells and I pictures in all.
 """
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -22,27 +22,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saccade.config.errors import InputError
 from saccade.config.schema import Config
 from saccade.data.boxes import WHOLE, Box, iou, union
 from saccade.data.chat import IGNORE_INDEX
 from saccade.data.samples import Sample
-from saccade.data.sources import SampleSource, open_source
+from saccade.data.sources import SampleSource, leave_out_broken
 from saccade.grounding.dialogue import Dialogue
 from saccade.grounding.environment import View
-from saccade.grounding.episodes import Episode, Task, tasks_of
+from saccade.grounding.episodes import Episode, Look, Task, tasks_of, verdict_of
 from saccade.grounding.packed import NOBODY
 from saccade.grounding.rollouts import roll
 from saccade.models.attention_rows import Watched, watch_layer
 from saccade.models.backbone import load_backbone, pick_device
 from saccade.models.losses import supervised_loss
 from saccade.models.tools import tool_ready
-from saccade.scoring.points import judge_point
 from saccade.training.recipes.grounding_aids import (
     THING_TARGETS,
     cell_labels,
     cells_under,
     things_of,
 )
+from saccade.training.recipes.grounding_order import Checked, held_out, open_for_training
 from saccade.training.recipes.tiny_base import CellReader
 from saccade.training.rundir import RunDir
 
@@ -58,13 +59,43 @@ class DemoModel(nn.Module):
 
 def chance(*words: object) -> float:
     """A number in [0, 1) drawn by the words alone: no batch, rank or resumed run changes it."""
-    return zlib.crc32(" ".join(map(str, words)).encode()) / 2**32
+    # a checksum would not do: those of words that differ in one place differ by a constant
+    digest = hashlib.sha256(" ".join(map(str, words)).encode()).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56
+
+
+class InParts:
+    """A source whose groups have at most `most` samples: a page comes back in another step."""
+
+    def __init__(self, source: SampleSource, *, most: int) -> None:
+        self.source, self.most = source, most
+        self.fingerprint = source.fingerprint
+
+    def leave_out_broken(self) -> list[str]:
+        """What the source itself knows to be broken."""
+        return leave_out_broken(self.source)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, position: int) -> Sample:
+        return self.source[position]
+
+    def groups(self) -> list[list[int]]:
+        """The source's groups, cut."""
+        most = self.most
+        return [
+            group[first : first + most]
+            for group in self.source.groups()
+            for first in range(0, len(group), most)
+        ]
 
 
 class DemoPhase:
     """What the training loop needs to know, but for which demonstrations are made."""
 
-    look = "free"
+    look: Look = "free"
+    questions = 4
 
     def __init__(self, config: Config, *, vision: bool) -> None:
         self.config, self.settings = config, config.grounding
@@ -86,11 +117,14 @@ class DemoPhase:
         self.reads_cells = vision and self.settings.cell_loss > 0
         self.reader = reader.requires_grad_(self.reads_cells)
         self.model: nn.Module = DemoModel(self.base, reader).to(device)
-        self.digits = torch.tensor([self.dialogue.tokenizer.convert_tokens_to_ids(d)
-                                    for d in "0123456789"])  # fmt: skip
 
     def train_source(self) -> SampleSource:
-        return open_source(self.config.data.train)
+        whole = Checked(open_for_training(self.config), boxed=True)
+        return InParts(whole, most=self.questions)
+
+    def tasks(self, tasks: list[Task]) -> list[Task]:
+        """What this phase asks, made of what a source asks."""
+        return tasks
 
     def demonstrations(self, samples: list[Sample]) -> list[list[Episode]]:
         """Episodes about one screenshot, in groups that share their first picture."""
@@ -109,11 +143,15 @@ class DemoPhase:
         return batch | {"sample_ids": [one.task.sample.id for one in episodes]}
 
     def _look_targets(self, batch: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, Any]:
-        """Per digit that names a place: row, the position that predicts it, the cells it means."""
+        """Per written token: row, the position that predicts it, the cells of the target.
+
+        Tokens between the digits look, too: a digit then finds the place a position earlier, which
+        few layers need. A page that is still loading shows no target yet.
+        """
         labels_RL, episode_RL = batch["labels"], batch["episode_RL"]
-        digit_RL = torch.isin(labels_RL, self.digits)
-        row_D, at_D = digit_RL.nonzero(as_tuple=True)
+        row_D, at_D = (labels_RL != IGNORE_INDEX).nonzero(as_tuple=True)
         cells_DL = torch.zeros(len(row_D), labels_RL.shape[1], dtype=torch.bool)
+        there_D = torch.ones_like(row_D, dtype=torch.bool)
         looks = batch["looks"].tolist()
         shown = {row: [one for one in looks if one[0] == row] for row in {one[0] for one in looks}}
         for number, (row, at) in enumerate(zip(row_D.tolist(), at_D.tolist(), strict=True)):
@@ -122,9 +160,13 @@ class DemoPhase:
             _, start, stop, _, down, across = seen[-1]
             known = episodes[episode]
             assert known.task.box is not None
-            box = known.task.box.seen_in(known.screen.views[len(seen) - 1].box)
+            view = known.screen.views[len(seen) - 1]
+            there_D[number] = not view.loading
+            box = known.task.box.seen_in(view.box)
             cells_DL[number, start:stop] = cells_under(box, grid=(down, across))
-        return {"look_row": row_D, "look_from": at_D - 1, "look_at": cells_DL}
+        return {
+            "look_row": row_D[there_D], "look_from": at_D[there_D] - 1, "look_at": cells_DL[there_D]
+        }  # fmt: skip
 
     def loss(self, batch: dict[str, Any], *, step: int, denominator: Tensor) -> dict[str, Tensor]:
         settings, base = self.settings, self.base
@@ -154,15 +196,14 @@ class DemoPhase:
     def evaluate(self, source: SampleSource, *, limit: int) -> dict[str, float]:
         """Share of held-out targets that the greedy policy hits, and how often it zooms."""
         self.base.eval()
-        tasks = tasks_of([source[i] for i in range(min(limit, len(source)))])
-        hits, size = [], self.config.eval.batch_size
+        size, skip = self.config.eval.batch_size, self.config.data.on_error == "skip"
+        hits: list[bool] = []
         zooms = 0
-        for start in range(0, len(tasks), size):
-            for (episode,) in self.rolled(tasks[start : start + size]):
-                box, answer = episode.task.box, episode.answer
-                assert box is not None
-                hits.append(answer is not None and judge_point(point=answer.point, box=box).hit)
-                zooms += len(episode.screen.views) > 1
+        for tasks in held_out(source, limit=limit, size=size, skip=skip):
+            for (episode,) in self.rolled(self.tasks(tasks)):
+                verdict = verdict_of(episode)
+                hits.append(verdict is not None and verdict.hit)
+                zooms += episode.screen.zooms > 0
         return {"accuracy": sum(hits) / len(hits), "zoom_rate": zooms / len(hits)}
 
     def rolled(self, tasks: list[Task]) -> list[list[Episode]]:
@@ -189,13 +230,18 @@ class DemoPhase:
 class PlacesPhase(DemoPhase):
     """Name places behind one picture at a time."""
 
-    look = "never"
+    look: Look = "never"
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, vision=config.grounding.places.vision)
+        self.questions = config.grounding.places.questions
+
+    def tasks(self, tasks: list[Task]) -> list[Task]:
+        """Pages as they are once they have loaded: nothing can be named on them before."""
+        return [replace(one, loading=None, loading_tree=()) for one in tasks]
 
     def demonstrations(self, samples: list[Sample]) -> list[list[Episode]]:
-        tasks = tasks_of(samples)
+        tasks = self.tasks(tasks_of(samples))
         key = samples[0].image_key or samples[0].id
         if chance("crop", key) < self.settings.places.crop_share:
             groups = self._crops(tasks)
@@ -241,7 +287,7 @@ class PlacesPhase(DemoPhase):
 
 
 class WarmPhase(DemoPhase):
-    """Whole episodes, with a crop or without."""
+    """Whole episodes, with a crop or without; a page that still loads is waited for first."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, vision=config.grounding.warm.vision)
@@ -251,7 +297,13 @@ class WarmPhase(DemoPhase):
 
     def _demonstration(self, task: Task, *, index: int) -> Episode:
         settings, looks = self.settings, []
-        if settings.zoom.calls and chance("zoom", task.sample.id) < settings.warm.zoom_share:
+        if task.loading is not None and "wait" not in settings.tools:
+            raise InputError(
+                f"{task.sample.id}: the page is still loading, and no tool waits for it"
+                "\n  fix: grounding.tools=[zoom,wait], or data.train.loading_share=0"
+            )
+        zooms = "zoom" in settings.tools and settings.zoom.calls
+        if zooms and chance("zoom", task.sample.id) < settings.warm.zoom_share:
             assert task.box is not None
             looks = [drawn_window(
                 task.box, side=settings.zoom.window, jitter=settings.warm.jitter,
@@ -292,9 +344,10 @@ def _cell_targets(batch: dict[str, Any], episodes: Sequence[Episode]) -> dict[st
         if picture in found:
             continue
         known = episodes[first_of[row] if episode == NOBODY else episode]
-        number = 0 if episode == NOBODY else views[episode]
-        view = known.screen.views[number].box.inside(known.task.kept or WHOLE)
-        found[picture] = cell_labels(things_of(known.task.tree), view=view, grid=(down, across))
+        shown = known.screen.views[0 if episode == NOBODY else views[episode]]
+        tree = known.task.loading_tree if shown.loading else known.task.tree
+        view = shown.box.inside(known.task.kept or WHOLE)
+        found[picture] = cell_labels(things_of(tree), view=view, grid=(down, across))
     ordered = [found[picture] for picture in range(len(found))]
     return {
         name: torch.tensor([value for one in ordered for value in one[name]])
@@ -314,7 +367,7 @@ def _picture_tokens(batch: dict[str, Any]) -> Tensor:
 
 
 def _look_losses(watched: Watched, batch: dict[str, Any]) -> Tensor:
-    """[D]: -log of the attention half the heads pay to what the digit is about."""
+    """[D]: -log of the attention half the heads pay to what is written about."""
     row_D, from_D = batch["look_row"], batch["look_from"]
     visible_DL = batch["attention_mask"][row_D, 0, from_D]
     paid_DHL = watched.paid(row_W=row_D, position_W=from_D, visible_WL=visible_DL)

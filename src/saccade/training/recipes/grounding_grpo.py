@@ -30,7 +30,7 @@ from saccade.config.resolve import flatten
 from saccade.config.schema import Config
 from saccade.data.boxes import Box
 from saccade.data.samples import Sample
-from saccade.data.sources import SampleSource, open_source
+from saccade.data.sources import SampleSource
 from saccade.grounding.collapse import Detectors
 from saccade.grounding.dialogue import Dialogue
 from saccade.grounding.episodes import Episode, Task, task_of
@@ -43,7 +43,7 @@ from saccade.training.batches import SampleOrder, Share
 from saccade.training.checkpoints import Writer, newest_good
 from saccade.training.recipes.grounding_demos import drawn_window
 from saccade.training.recipes.grounding_episodes import FILE, EpisodeLog
-from saccade.training.recipes.grounding_order import Targets
+from saccade.training.recipes.grounding_order import Targets, held_out, open_for_training
 from saccade.training.recipes.grounding_paid import (
     Group,
     Tally,
@@ -104,7 +104,7 @@ class GrpoPhase:
         steps = round(self.settings.easy_steps * self.config.training.steps / self.settings.reuse)
         per_step = self.config.training.batch_size * self.config.training.accumulation
         return Targets(
-            open_source(self.config.data.train), seed=self.config.run.seed, easy=steps * per_step
+            open_for_training(self.config), seed=self.config.run.seed, easy=steps * per_step
         )
 
     def batches(
@@ -132,6 +132,8 @@ class GrpoPhase:
         box = task.box or Box(0.4, 0.4, 0.6, 0.6)
         zoom, offered = self.config.grounding.zoom, "zoom" in self.config.grounding.tools
         window = drawn_window(box, side=zoom.window, jitter=0.0, key="")
+        if "wait" not in self.config.grounding.tools:
+            task = replace(task, loading=None)
         task, looks = replace(task, box=box), [window] if offered and zoom.calls else []
         return [
             self.dialogue.demonstration(task, looks=looks, index=i)
@@ -301,11 +303,9 @@ class GrpoPhase:
         by half; `zoom_rate` the share of episodes with a crop; `pixels` the mean area looked at.
         """
         self.base.eval()
-        held_out, size = Targets(source, seed=0), self.config.eval.batch_size
+        skip = self.config.data.on_error == "skip"
         tally = Tally()
-        for start in range(0, min(limit, len(source)), size):
-            numbers = range(start, min(start + size, limit, len(source)))
-            tasks = [task_of(held_out[number]) for number in numbers]
+        for tasks in held_out(source, limit=limit, size=self.config.eval.batch_size, skip=skip):
             rolled = roll(
                 self.dialogue, tasks, group=1, seeds=[[0]] * len(tasks), temperature=1.0,
                 greedy=True,
