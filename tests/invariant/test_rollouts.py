@@ -152,6 +152,8 @@ def test_a_call_with_the_last_token_of_the_budget_ends_the_episode(
     (episode,) = rolled(talk, [task()], group=1)
     assert episode.finish == "truncated"
     assert episode.written.all() and len(episode.ids) == exact
+    assert len(episode.screen.views) == 1, "nobody saw what a zoom would have shown"
+    assert_exact(talk, [episode])
 
 
 def test_sampled_episodes_are_the_same_shared_plain_and_alone() -> None:

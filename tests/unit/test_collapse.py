@@ -10,12 +10,12 @@ import pytest
 from saccade.config.grounding import GrpoConfig
 from saccade.grounding.collapse import Detectors, PolicyCollapsed, Seen, share
 
-HEALTHY = Seen(answers=0.97, constant=0.4, zooms=0.5, entropy=0.3)
+HEALTHY = Seen(answers=0.97, taught=0.6, zooms=0.5, entropy=0.3)
 SICK = {
-    "answers": Seen(answers=0.5, constant=0.4, zooms=0.5, entropy=0.3),
-    "rewards": Seen(answers=1.0, constant=1.0, zooms=0.5, entropy=0.3),
-    "tools": Seen(answers=1.0, constant=0.4, zooms=1.0, entropy=0.3),
-    "entropy": Seen(answers=1.0, constant=0.4, zooms=0.5, entropy=1e-6),
+    "answers": Seen(answers=0.5, taught=0.6, zooms=0.5, entropy=0.3),
+    "rewards": Seen(answers=1.0, taught=0.0, zooms=0.5, entropy=0.3),
+    "tools": Seen(answers=1.0, taught=0.6, zooms=1.0, entropy=0.3),
+    "entropy": Seen(answers=1.0, taught=0.6, zooms=0.5, entropy=1e-6),
 }
 CONFIG = GrpoConfig(patience=5, stop_on_tool_rate=True)
 
@@ -47,12 +47,12 @@ def test_one_good_step_begins_the_count_anew(sign: str) -> None:
 
 
 def test_the_policy_that_only_calls_a_tool_shows_every_sign() -> None:
-    tag_only = Seen(answers=0.0, constant=1.0, zooms=1.0, entropy=0.0)
+    tag_only = Seen(answers=0.0, taught=0.0, zooms=1.0, entropy=0.0)
     assert after([tag_only] * 5).collapsed() == ["answers", "rewards", "tools", "entropy"]
 
 
 def test_nobody_zooming_is_a_sign_only_where_it_is_asked_for() -> None:
-    never = Seen(answers=1.0, constant=0.4, zooms=0.0, entropy=0.3)
+    never = Seen(answers=1.0, taught=0.6, zooms=0.0, entropy=0.3)
     assert after([never] * 9).collapsed() == ["tools"]
     assert after([never] * 9, GrpoConfig(patience=5)).collapsed() == []
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -22,7 +24,7 @@ from saccade.training.recipes.grounding_aids import (
     cells_under,
     things_of,
 )
-from saccade.training.recipes.grounding_demos import DemoPhase, drawn_window
+from saccade.training.recipes.grounding_demos import DemoPhase, chance, drawn_window
 
 share = st.floats(0.0, 1.0)
 
@@ -142,6 +144,26 @@ def test_a_drawn_window_shows_its_target_and_stays_on_the_screen(
     assert min(inside) >= -slack and max(inside) <= 1 + slack
     assert min(window) >= -slack and max(window) <= 1 + slack
     assert window.width == pytest.approx(0.25) and window.height == pytest.approx(0.25)
+
+
+def test_what_is_drawn_for_a_demonstration_is_independent_of_each_other() -> None:
+    names = [f"screens-0-train-{page}-t{target}" for page in range(400) for target in range(8)]
+    drawn = np.array([
+        [chance("zoom", name), chance("window", 0, name), chance("window", 1, name)]
+        for name in names
+    ])  # fmt: skip
+    assert abs(np.corrcoef(drawn.T) - np.eye(3)).max() < 0.06
+    zoomed = drawn[drawn[:, 0] < 0.5, 1:]
+    cells, _, _ = np.histogram2d(*zoomed.T, bins=4, range=[[0, 1], [0, 1]])
+    assert cells.min() > 0.6 * cells.mean() and cells.max() < 1.4 * cells.mean()
+
+
+def test_a_target_larger_than_a_crop_is_answered_at_once(cache: Path) -> None:
+    recipe = phase(cache, "warm", "grounding.warm.zoom_share=1")
+    sample = recipe.train_source()[0]
+    large = replace(sample, facts={**sample.facts, "box": (0.1, 0.1, 0.8, 0.8)})
+    ((episode,),) = recipe.demonstrations([large])
+    assert len(episode.screen.views) == 1 and episode.answer is not None
 
 
 def test_a_cell_is_labelled_by_the_thing_centred_in_it() -> None:

@@ -22,9 +22,10 @@ ADVICE = {
         " an episode too long to end needs more grounding.grpo.max_tokens",
     ),
     "rewards": (
-        "every episode of a group is paid the same, so there is nothing to learn from",
+        "nobody in a group was right, or all were paid the same, so there is nothing to learn from",
         "a larger grounding.grpo.group, a higher grounding.grpo.temperature, more"
-        " grounding.warm.steps, or screens of more kinds of difficulty",
+        " grounding.warm.steps, easier screens or more kinds of them, or another"
+        " grounding.coordinates where no answer is ever right",
     ),
     "tools": (
         "the policy has lost the choice of looking again",
@@ -49,8 +50,8 @@ class Seen:
 
     answers: float
     """Share of the episodes that ended in an answer that can be read."""
-    constant: float
-    """Share of the groups in which everybody was paid the same."""
+    taught: float
+    """Share of the groups that teach anything: not left out, and not paid all the same."""
     zooms: float
     """Share of the episodes that called a tool, or tried to."""
     entropy: float
@@ -73,7 +74,7 @@ class Detectors:
                 seen.answers < config.min_answers,
                 f"{seen.answers:.0%} of the episodes answered (least: {config.min_answers:.0%})",
             ),
-            "rewards": (seen.constant >= 1, "all groups have a constant reward"),
+            "rewards": (seen.taught == 0, "no group teaches anything"),
             "tools": (
                 config.stop_on_tool_rate and seen.zooms in (0.0, 1.0),
                 f"{seen.zooms:.0%} of the episodes call a tool",

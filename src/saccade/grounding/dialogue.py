@@ -38,6 +38,7 @@ from saccade.grounding.environment import Answer, Screen, ToolResult, View
 from saccade.grounding.episodes import Episode, Task, screen_of
 from saccade.grounding.messages import (
     Turn,
+    harmless,
     instruction_text,
     read_turn,
     system_text,
@@ -130,7 +131,7 @@ class Dialogue:
         return self._asked(task, self._pruned(picture, seen, task))
 
     def _asked(self, task: Task, picture: Picture) -> Prompt:
-        said = instruction_text(task.instruction, self.settings)
+        said = harmless(instruction_text(task.instruction, self.settings))
         messages = [_shown("user", said, pictures=1)]
         if len(self.tokenizer) >= FEW_TOKENS:
             told = system_text(self.settings, convention=self.convention)
@@ -149,7 +150,7 @@ class Dialogue:
         pictures = () if result.view is None else (self.look(result.view, task=task),)
         asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         before = self._render(asked, generation=False)
-        answered = [*asked, _shown("tool", result.text, pictures=len(pictures))]
+        answered = [*asked, _shown("tool", harmless(result.text), pictures=len(pictures))]
         after = self._render(answered)
         end = self.tokenizer.convert_ids_to_tokens(self.end)
         if not after.startswith(before):
@@ -343,7 +344,11 @@ class Dialogue:
         prompts = [self.prompt(one.task) for one in group]
         start = prompts[0].start
         for prompt, episode in zip(prompts, group, strict=True):
-            same = prompt.start.pictures[0].form == start.pictures[0].form
+            own, first_picture = prompt.start.pictures[0], start.pictures[0]
+            same = own is first_picture or (
+                own.form == first_picture.form
+                and torch.equal(own.pixels_ND, first_picture.pixels_ND)
+            )
             if not (same and torch.equal(prompt.start.ids, start.ids)):
                 raise ValueError(f"{episode.task.sample.id} does not show its group's screenshot")
         rests = [self._rest(one, prompt) for one, prompt in zip(group, prompts, strict=True)]
@@ -352,7 +357,10 @@ class Dialogue:
     def _rest(self, episode: Episode, prompt: Prompt) -> Piece:
         """All of an episode that follows the first picture."""
         asked, ids = prompt.rest.ids, episode.ids
-        pictures = tuple(self.look(one, task=episode.task) for one in episode.screen.views[1:])
+        # a tool's answer that was taken back, because it came after the last token, shows nothing
+        shown = int((ids == self.markers.vision_start).sum())
+        views = episode.screen.views[1 : 1 + shown]
+        pictures = tuple(self.look(one, task=episode.task) for one in views)
         whole = torch.cat([asked, ids])
         silent = torch.full_like(asked, IGNORE_INDEX)
         labels = torch.cat([silent, torch.where(episode.written, ids, IGNORE_INDEX)])

@@ -105,6 +105,11 @@ def write_call(name: str, arguments: str) -> str:
     return f'{CALL_OPEN}\n{{"name": "{name}", "arguments": {arguments}}}\n{CALL_CLOSE}'
 
 
+def harmless(text: str) -> str:
+    """Text of a page, a person or a policy with nothing in it that is a mark of the template."""
+    return text.replace("<|", "< |").replace("|>", "| >")
+
+
 def instruction_text(question: str, config: GroundingConfig) -> str:
     """The user's turn beside the screenshot."""
     wants = " State your confidence." if config.reward.stated else ""

@@ -294,11 +294,11 @@ class _Stage:
         """How the episode ends with this turn; None where it goes on."""
         turn = read_turn(part.turns[-1])
         if turn.kind == "call":
+            if part.written >= self.most:  # nobody would see what the tool shows
+                return "truncated"
             result = part.screen.take(turn)
             if part.screen.over:
                 return "too many turns"
-            if part.written >= self.most:
-                return "truncated"
             part.given(self.dialogue.given(result, task=part.task))
             return None
         try:

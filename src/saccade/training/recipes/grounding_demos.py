@@ -305,11 +305,19 @@ class WarmPhase(DemoPhase):
         zooms = "zoom" in settings.tools and settings.zoom.calls
         if zooms and chance("zoom", task.sample.id) < settings.warm.zoom_share:
             assert task.box is not None
-            looks = [drawn_window(
+            window = drawn_window(
                 task.box, side=settings.zoom.window, jitter=settings.warm.jitter,
                 key=task.sample.id,
-            )]  # fmt: skip
+            )  # fmt: skip
+            looks = [window] if shows_whole(self.dialogue, task, window) else []
         return self.dialogue.demonstration(task, looks=looks, index=index)
+
+
+def shows_whole(dialogue: Dialogue, task: Task, window: Box) -> View | None:
+    """The crop at `window` where it can be had and shows the whole target, else None."""
+    screen = dialogue.screen(replace(task, loading=None))
+    view = screen.zoom(screen.numbers(window)).view
+    return view if view and task.box and _within(task.box, view.box) else None
 
 
 def drawn_window(box: Box, *, side: float, jitter: float, key: str) -> Box:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +42,7 @@ from saccade.models.tools import tool_ready
 from saccade.training import state
 from saccade.training.batches import SampleOrder, Share
 from saccade.training.checkpoints import Writer, newest_good
-from saccade.training.recipes.grounding_demos import drawn_window
+from saccade.training.recipes.grounding_demos import drawn_window, shows_whole
 from saccade.training.recipes.grounding_episodes import FILE, EpisodeLog
 from saccade.training.recipes.grounding_order import Targets, held_out, open_for_training
 from saccade.training.recipes.grounding_paid import (
@@ -102,7 +103,8 @@ class GrpoPhase:
 
     def train_source(self) -> SampleSource:
         steps = round(self.settings.easy_steps * self.config.training.steps / self.settings.reuse)
-        per_step = self.config.training.batch_size * self.config.training.accumulation
+        batch, micros, processes = self._cut()
+        per_step = batch * micros * processes
         return Targets(
             open_for_training(self.config), seed=self.config.run.seed, easy=steps * per_step
         )
@@ -134,7 +136,9 @@ class GrpoPhase:
         window = drawn_window(box, side=zoom.window, jitter=0.0, key="")
         if "wait" not in self.config.grounding.tools:
             task = replace(task, loading=None)
-        task, looks = replace(task, box=box), [window] if offered and zoom.calls else []
+        task = replace(task, box=box)
+        zooms = offered and zoom.calls and shows_whole(self.dialogue, task, window)
+        looks = [window] if zooms else []
         return [
             self.dialogue.demonstration(task, looks=looks, index=i)
             for i in range(self.settings.group)
@@ -323,15 +327,27 @@ class GrpoPhase:
         kept = self.buffer if (self.now() % self.settings.reuse) else {}
         buffers = gather([_plain(kept[micro]) for micro in sorted(kept)])
         return {
-            STATE: state.torch_writer({"detectors": self.detectors.saved(), "buffers": buffers})
-        }
+            STATE: state.torch_writer({
+                "detectors": self.detectors.saved(), "buffers": buffers, "cut": self._cut(),
+            })
+        }  # fmt: skip
+
+    def _cut(self) -> list[int]:
+        """How a step's questions are dealt out: what episodes that are used again belong to."""
+        training = self.config.training
+        return [training.batch_size, training.accumulation, int(os.environ.get("WORLD_SIZE", "1"))]
 
     def restore(self, checkpoint: Path) -> None:
         """Take up what `checkpoint_files` wrote."""
         saved = state.read_torch(checkpoint / STATE)
         self.detectors.restore(saved["detectors"])
-        rank = _rank()
-        own = saved["buffers"][rank] if rank < len(saved["buffers"]) else []
+        if any(saved["buffers"]) and saved["cut"] != self._cut():
+            raise InputError(
+                f"{checkpoint}: holds episodes to use again, of another cut of the step"
+                "\n  fix: keep training.batch_size, training.accumulation and the processes as they"
+                " were, or start another run with run.name=NAME"
+            )
+        own = saved["buffers"][_rank()] if saved["buffers"] else []
         self.buffer = dict(enumerate(own))
 
     def finish(self, run: RunDir) -> None:

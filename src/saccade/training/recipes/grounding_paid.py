@@ -119,7 +119,7 @@ class Tally:
         episodes = max(1, counts["episodes"])
         return Seen(
             answers=counts["answered"] / episodes,
-            constant=counts["constant"] / max(1, counts["groups"]),
+            taught=counts["taught"] / max(1, counts["groups"]),
             zooms=counts["called"] / episodes,
             entropy=counts["entropy"] / max(1, counts["tokens"]),
         )
