@@ -8,19 +8,20 @@ stdout, progress and rows that were left out to stderr. Left out: the other verb
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from saccade import cli_output as out
 from saccade.cli_options import AsJson, ConfigFile
-
-if TYPE_CHECKING:
-    from saccade.config.schema import Source
+from saccade.config.errors import InputError
 
 RECIPE = "grounding"
 SHOWN_BROKEN = 20
 """Rows left out that are named; the others are counted."""
+
+INWARD = ("plan", "picture_files")
+"""What the manifest keeps for the next build."""
 
 Words = Annotated[
     list[str] | None,
@@ -35,6 +36,10 @@ Most = Annotated[int, typer.Option("--max-samples", min=1, help="Rows of all spl
 Folders = Annotated[
     list[Path] | None,
     typer.Option("--from", help="Also rows of this ScreenSpot-like folder; may be repeated."),
+]
+Boxes = Annotated[
+    Literal["auto", "xywh", "xyxy"],
+    typer.Option("--boxes", help="With --from: what the folders' boxes mean; auto = by layout."),
 ]
 SharesText = Annotated[
     str, typer.Option("--shares", help="Parts of the screenshots: train/validation/test.")
@@ -63,6 +68,7 @@ def grounding(
     output: Out = Path("grounding-data"),
     max_samples: Most = 1200,
     folders: Folders = None,
+    boxes: Boxes = "auto",
     shares: SharesText = "75/5/20",
     allow_benchmark: Benchmark = False,
     as_json: AsJson = False,
@@ -79,9 +85,14 @@ def grounding(
     - `saccade train grounding data.train.type=grounding data.train.path=grounding-data`
     """
     from saccade.cli_inputs import pixel_rules, resolve_words, split_words
+    from saccade.config.screens import ScreenSpotSource
     from saccade.data.screens.prepare import FirstLook, Wanted, build_grounding
     from saccade.data.screens.splits import Shares
 
+    if boxes != "auto" and not folders:
+        raise InputError(
+            "--boxes belongs to --from\n  fix: leave it out, or set data.train.boxes instead"
+        )
     recipe, overrides = split_words(words)
     named = [recipe or RECIPE] if config is None else [recipe] if recipe else []
     resolved = resolve_words([*named, *overrides], file=config).config
@@ -93,16 +104,13 @@ def grounding(
         allow_benchmark=allow_benchmark,
         skip_broken=resolved.data.on_error == "skip",
     )
-    sources = [resolved.data.train, *_folders(folders or [])]
+    sources = [
+        resolved.data.train,
+        *(ScreenSpotSource(type="screenspot", path=path, boxes=boxes) for path in folders or []),
+    ]
     with out.progress_bar() as progress:
         result = build_grounding(sources, out=output, wanted=wanted, progress=progress)
     _show(result, output=output, as_json=as_json)
-
-
-def _folders(paths: list[Path]) -> list[Source]:
-    from saccade.config.screens import ScreenSpotSource
-
-    return [ScreenSpotSource(type="screenspot", path=path) for path in paths]
 
 
 def _show(result: dict[str, Any], *, output: Path, as_json: bool) -> None:
@@ -112,7 +120,10 @@ def _show(result: dict[str, Any], *, output: Path, as_json: bool) -> None:
         out.show_note(f"left out: {len(result['broken']) - SHOWN_BROKEN} more")
     if not result["built"]:
         out.show_note(f"{output}: built before from the same input; nothing changed")
-    summary = {"folder": str(output), **{k: v for k, v in result.items() if k != "plan"}}
+    summary = {
+        "folder": str(output),
+        **{name: one for name, one in result.items() if name not in INWARD},
+    }
     if as_json:
         out.write_json(summary)
         return

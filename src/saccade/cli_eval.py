@@ -7,6 +7,7 @@ and the harness's log to stderr. Left out: comparing selectors (`saccade compare
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -63,8 +64,11 @@ Judge = Annotated[
 ]
 Boxes = Annotated[
     Literal["auto", "xywh", "xyxy"],
-    typer.Option("--boxes", help="With --judge: what the file's boxes mean; auto = the format's."),
+    typer.Option("--boxes", help="With --judge, --screens: what the boxes mean; auto = by format."),
 ]
+IDLE = (("arm", "trained"), ("boxes", "auto"))
+"""Options as they are where nobody gave them."""
+BESIDE_JUDGE = {"run", "judge", "boxes", "as_json"}
 
 
 def register(app: typer.Typer) -> None:
@@ -105,10 +109,7 @@ def evaluate(
     - `saccade eval grounding --screens ScreenSpot-v2`
     - `saccade eval predictions.json --judge screenspot-pro`
     """
-    if official is None and (tasks or python or include or results):
-        raise InputError("--tasks, --python, --include and --results belong to --official")
-    if heatmaps + rejudge + (official is not None) > 1:
-        raise InputError("choose one of --heatmaps, --rejudge and --official")
+    _refuse_ignored({name: value for name, value in locals().items() if value})
     if judge is not None:
         result, table = _judged(Path(run), boxes=boxes)
     elif run.endswith(".jsonl"):
@@ -128,10 +129,29 @@ def evaluate(
         else:
             keep = opened.config().selector.keep if overrides else None
             result, table = _score(
-                opened, rejudge=rejudge, screens=screens, limit=limit, arm=arm, keep=keep,
-                checkpoint=checkpoint,
+                opened, rejudge=rejudge, screens=screens, boxes=boxes, limit=limit, arm=arm,
+                keep=keep, checkpoint=checkpoint,
             )  # fmt: skip
     out.write_json(result) if as_json else out.render(table)
+
+
+def _refuse_ignored(given: Mapping[str, Any]) -> None:
+    """Refuse options that would change nothing; `given` are those that are not empty, by name."""
+    names = {name for name in given if (name, given[name]) not in IDLE}
+    if "official" not in names and names & {"tasks", "python", "include", "results"}:
+        raise InputError("--tasks, --python, --include and --results belong to --official")
+    if len(names & {"heatmaps", "rejudge", "official"}) > 1:
+        raise InputError("choose one of --heatmaps, --rejudge and --official")
+    if "judge" in names and (strays := sorted(names - BESIDE_JUDGE)):
+        named = [one if one == "overrides" else f"--{one.replace('_', '-')}" for one in strays]
+        raise InputError(
+            f"--judge: {', '.join(named)} would change nothing: a file of predictions is judged"
+            "\n  fix: leave out all but RUN, --boxes and --json"
+        )
+    if "boxes" in names and not names & {"judge", "screens"}:
+        raise InputError("--boxes belongs to --judge or --screens")
+    if {"boxes", "rejudge"} <= names:
+        raise InputError("--boxes: stored answers are judged by the boxes they were asked for")
 
 
 def _opened(run: str, overrides: list[str] | None) -> RunDir:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
+from toy_run import ForkedRun
 
 from saccade.grounding.collapse import PolicyCollapsed
-from saccade.grounding.episodes import check_row, verdict_of_row
+from saccade.grounding.environment import Answer
+from saccade.grounding.episodes import Episode, check_row, verdict_of_row
 from saccade.grounding.rollouts import roll
 from saccade.models.backbone import load_backbone
 from saccade.training.events import read_events, step_series
@@ -23,6 +27,7 @@ from saccade.training.rundir import RunDir
 
 peft = pytest.importorskip("peft", reason="the extra `rl` is not installed")
 from saccade.data.sources import open_source  # noqa: E402
+from tests.free_port import free_port  # noqa: E402
 from tests.grounding_policy import resolved, settings, some_tasks, taught  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -124,6 +129,20 @@ def test_the_first_pass_has_ratio_one_and_the_rollouts_log_probabilities(policy:
     assert abs(float(again["ratio"]) - 1) > 1e-4, "used again, the policy has moved"
 
 
+def test_what_is_learned_is_the_distribution_that_was_sampled(policy: Path) -> None:
+    made = phase(policy, "grounding.grpo.temperature=2", "grounding.grpo.beta=0.1")
+    batch = entered(made)
+    made.model.eval()
+    found = one_loss(made, batch)
+    with torch.no_grad():
+        warm_RL, _ = made.dialogue.log_probs(batch, temperature=2)
+        cold_RL, _ = made.dialogue.log_probs(batch)
+    assert not torch.allclose(warm_RL, cold_RL, atol=1e-2)
+    assert torch.allclose(made.buffer[0]["old_RL"], warm_RL, atol=1e-6)
+    assert float(found["kl"]) == pytest.approx(0, abs=1e-7), "the reference is as warm"
+    assert float(found["rollout_gap"]) < 1e-4, "episodes keep what is true at temperature 1"
+
+
 def test_the_reference_of_the_kl_term_is_the_model_before(policy: Path) -> None:
     for adapter in ("lora", "none"):
         made = phase(policy, "grounding.grpo.beta=0.1", f"grounding.grpo.adapter={adapter}")
@@ -150,14 +169,82 @@ def test_a_step_whose_groups_are_left_out_has_no_gradient_and_cries_no_wolf(poli
     assert made.resting(0) == []
 
 
-def test_a_step_is_the_same_however_it_is_cut(policy: Path) -> None:
-    whole = phase(policy, "grounding.grpo.filter=none")
-    halves = phase(policy, "grounding.grpo.filter=none", "training.batch_size=1",
-                   "training.accumulation=2")  # fmt: skip
+def replayed(made: GrpoPhase, monkeypatch: pytest.MonkeyPatch, *groups: Sequence[bool]) -> None:
+    """Let the groups' episodes be right or wrong as they are told."""
+    really = made._rolled
+
+    def told(episode: Episode, right: bool) -> Episode:
+        assert episode.task.box is not None
+        point = episode.task.box.center if right else (0.0, 0.0)
+        answer = Answer(point=point, box=None, stated=None)
+        return replace(episode, answer=answer, finish="answered")
+
+    def rolled(tasks: Any, **more: Any) -> list[list[Episode]]:
+        pairs = zip(really(tasks, **more), groups, strict=True)
+        return [[told(e, r) for e, r in zip(one, hits, strict=True)] for one, hits in pairs]
+
+    monkeypatch.setattr(made, "_rolled", rolled)
+
+
+WRONG, MIXED = (False,) * 4, (True, False, False, True)
+
+
+def test_a_group_in_which_nobody_was_right_is_left_out_beside_one_that_teaches(
+    policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = phase(policy, "grounding.grpo.filter=wrong")
+    replayed(made, monkeypatch, WRONG, MIXED)
+    batch = entered(made)
+    assert made.taught and made.resting(0) == []
+    assert [row["group_kept"] for row in made.rows] == [False] * 4 + [True] * 4
+    assert len(batch["labels"]) == 1, "the other group has no row"
+    written_RL = batch["labels"] != -100
+    assert torch.equal(batch["learned_RL"], written_RL)
+    gains = [float(batch["advantages_RL"][(batch["episode_RL"] == n) & written_RL].unique())
+             for n in range(4)]  # fmt: skip
+    assert gains == pytest.approx([row["advantage"] for row in made.rows[4:]])
+    assert gains[0] > 0 > gains[1]
+    tokens = sum(row["tokens_written"] for row in made.rows[4:])
+    assert int(written_RL.sum()) == tokens
+
+
+def test_a_step_in_which_nobody_was_right_learns_nothing(
+    policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = phase(policy, "grounding.grpo.filter=wrong")
+    replayed(made, monkeypatch, WRONG, WRONG)
+    batch = entered(made)
+    assert not made.taught and made.resting(0) == list(made.groups())
+    assert not batch["learned_RL"].any()
+    one_loss(made, batch)["loss"].backward()
+    for parameter in made.model.parameters():
+        assert parameter.grad is None or not parameter.grad.any()
+
+
+def test_a_question_that_comes_twice_in_a_step_is_answered_by_other_seeds(policy: Path) -> None:
+    whole, halves = phase(policy), phase(policy, "training.batch_size=1",
+                                         "training.accumulation=2")  # fmt: skip
+    twice = [whole.train_source()[0]] * 2
+    whole.enter(whole.collate(twice), micro=0)
+    for micro, one in enumerate(twice):
+        halves.enter(halves.collate([one]), micro=micro)
+    seeds = [row["seed"] for row in whole.rows]
+    assert len(set(seeds)) == len(seeds) == 8
+    assert [row["seed"] for row in halves.rows] == seeds
+
+
+@pytest.mark.parametrize("entropy", [0, 0.1])
+def test_a_step_is_the_same_however_it_is_cut(entropy: float, policy: Path) -> None:
+    words = "grounding.grpo.filter=none", f"grounding.grpo.entropy={entropy}"
+    whole = phase(policy, *words)
+    halves = phase(policy, *words, "training.batch_size=1", "training.accumulation=2")
     source = whole.train_source()
     samples = [source[0], source[1]]
     batch = whole.enter(whole.collate(samples), micro=0)
+    batch["learned_RL"] &= batch["episode_RL"] != 1  # as if it had been cut off
     parts = [halves.enter(halves.collate([one]), micro=n) for n, one in enumerate(samples)]
+    parts[0]["learned_RL"] &= parts[0]["episode_RL"] != 1
+    halves.prepare_step(parts)
     whole.model.eval()
     halves.model.eval()
     with torch.no_grad():
@@ -263,7 +350,8 @@ def test_a_policy_that_only_calls_is_stopped_and_its_checkpoint_stays(
     assert [one["step"] for one in step_series(events)] == [1, 2]
     assert (run.checkpoints / "step-2" / "COMPLETE").is_file() and not run.done_file.exists()
     rows = list(read_episodes(run.path / "episodes.jsonl"))
-    assert rows and all(row["calls"] for row in rows)
+    silent = [(row["finish"], row["turns"]) for row in rows if not row["calls"]]
+    assert rows and len(silent) < 0.2 * len(rows), silent
     with pytest.raises(PolicyCollapsed):  # continuing it says so again
         trained(caller, tmp_path, *overrides)
 
@@ -273,15 +361,54 @@ def test_a_healthy_run_is_not_stopped(policy: Path, tmp_path: Path) -> None:
                   "grounding.grpo.min_entropy=1e-6", "grounding.grpo.filter=none")  # fmt: skip
     assert run.done_file.is_file()
     done = json.loads(run.done_file.read_text())
-    assert {"accuracy", "zoom_rate", "pixels", "iou_50", "answered"} <= set(done["metrics"])
+    assert {"accuracy", "zoom_rate", "pixels", "answered"} <= set(done["metrics"])
+    assert "iou_50" not in done["metrics"], "its answers are points"
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_step_of_one(policy: Path, tmp_path: Path) -> None:
+    same = ("lora.dropout=0", "grounding.grpo.filter=none", "grounding.grpo.entropy=0.01",
+            "training.steps=2", "training.learning_rate=3e-4",
+            "training.eval_samples=2")  # fmt: skip
+
+    def start(where: Path, *more: str, env: dict[str, str] | None = None) -> ForkedRun:
+        def train(folder: Path, overrides: Sequence[str]) -> Any:
+            return trained(policy, folder.parent, f"run.name={folder.name}", *overrides)
+
+        log = tmp_path / f"{where.name}-{(env or {}).get('RANK', '0')}.log"
+        return ForkedRun(where, [*same, *more], env=env, log=log, train=train)
+
+    port = str(free_port())
+    runs = [start(tmp_path / "one")] + [
+        start(tmp_path / "two", "training.batch_size=1", env={
+            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        }) for rank in ("0", "1")
+    ]  # fmt: skip
+    for run in runs:
+        assert run.wait() == 0, run.output()
+    one, two = RunDir(tmp_path / "one"), RunDir(tmp_path / "two")
+    rows = [list(read_episodes(made.path / "episodes.jsonl")) for made in (one, two)]
+    for mine, theirs in zip(*rows, strict=True):
+        for name in ("step", "id", "index", "seed", "turns"):
+            assert mine[name] == theirs[name], name
+        assert mine["total"] == pytest.approx(theirs["total"], abs=1e-4)
+        assert mine["advantage"] == pytest.approx(theirs["advantage"], abs=1e-4)
+    assert any(row["advantage"] for row in rows[0])
+    series = [step_series(read_events(made.events_file)) for made in (one, two)]
+    for mine, theirs in zip(*series, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3, abs=1e-6)
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+        for name in ("reward", "hit", "zoomed", "groups_taught"):
+            assert mine["metrics"][name] == pytest.approx(theirs["metrics"][name], rel=1e-3)
 
 
 def test_what_pays_is_done_more_often(policy: Path, tmp_path: Path) -> None:
     """With a dear look and nothing else to tell them apart, the policy stops looking."""
     run = trained(
         policy, tmp_path, "grounding.reward.call=0.6", "grounding.reward.point=0",
-        "grounding.grpo.filter=none", "grounding.grpo.group=8", "training.steps=16",
-        "training.learning_rate=3e-3", "training.save_every=16", "lora.dropout=0",
+        "grounding.grpo.filter=none", "grounding.grpo.group=8", "training.steps=24",
+        "training.learning_rate=3e-3", "training.save_every=24", "lora.dropout=0",
     )  # fmt: skip
     calls = [one["metrics"]["calls"] for one in step_series(read_events(run.events_file))]
     assert sum(calls[:4]) / 4 > 0.4

@@ -237,6 +237,20 @@ def test_always_goes_on_after_its_look(monkeypatch: pytest.MonkeyPatch) -> None:
         assert_exact(talk, [episode])
 
 
+@pytest.mark.parametrize("look", ["free", "never"])
+def test_a_call_that_is_spelled_letter_by_letter_is_none(
+    look: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = dialogue(grpo={"max_tokens": MOST})
+    whole = talk._written
+    spelled = lambda text: torch.cat([whole(text[:1])[:-1], whole(text[1:])])  # noqa: E731
+    monkeypatch.setattr(talk, "_written", spelled)
+    script(monkeypatch, talk, [[ZOOM, ANSWER]])
+    (episode,) = rolled(talk, [task()], group=1, look=look)
+    assert episode.turns == [ZOOM] and talk.call not in episode.ids
+    assert (episode.finish, len(episode.screen.calls)) == ("unreadable", 0)
+
+
 def test_the_shared_path_reads_every_screenshot_once(monkeypatch: pytest.MonkeyPatch) -> None:
     talk = dialogue(grpo={"max_tokens": 4})
     tower, patches = talk.base.model.visual, []

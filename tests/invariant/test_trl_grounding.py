@@ -15,6 +15,7 @@ pytest.importorskip("trl", reason="the extra `rl` is not installed")
 pytest.importorskip("peft", reason="the extra `rl` is not installed")
 from transformers.utils.chat_template_utils import get_json_schema
 from trl.data_utils import prepare_multimodal_messages
+from trl.trainer.utils import add_fused_lm_head
 
 from saccade.config.errors import InputError
 from saccade.grounding.episodes import Episode
@@ -152,26 +153,37 @@ def by_episode(values_RL: torch.Tensor, packed: dict[str, Any], number: int) -> 
     return values_RL[here_RL]
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("moved", [False, True])
-def test_the_loss_and_its_gradient_are_those_of_trls_trainer(moved: bool, sampled: Sampled) -> None:
+def test_the_loss_and_its_gradient_are_those_of_trls_trainer(
+    moved: bool, temperature: float, sampled: Sampled, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made, batch = sampled.made, dict(sampled.batch)
     trainer, dialogue = made.trainer, made.dialogue
     model = dialogue.base
+    # TRL divides by its temperature in the model's own forward pass
+    monkeypatch.setattr(model, "forward", model.forward)
+    add_fused_lm_head(model, temperature=temperature, outputs=("log_probs", "entropy"))
     kept = copy.deepcopy(model.state_dict())
     learned = [one for one in model.parameters() if one.requires_grad]
     packed = dialogue.rows(sampled.episodes)
     with torch.no_grad():
-        old_RL, _ = dialogue.log_probs(packed)
+        old_RL, _ = dialogue.log_probs(packed, temperature=temperature)
+        if temperature != 1:  # as if it had been sampled there
+            before = batch["old_per_token_logps"] = batch["old_per_token_logps"].clone()
+            for number, episode in enumerate(flat(sampled.episodes)):
+                there = episode.written.nonzero()[:, 0]
+                before[number, there] = by_episode(old_RL, packed, number)
         if moved:
             generator = torch.Generator().manual_seed(2)
             for one in learned:
-                one.add_(torch.randn(one.shape, generator=generator) * 0.01)
+                one.add_(torch.randn(one.shape, generator=generator) * 0.03)
     model.zero_grad()
     theirs = trainer._compute_loss(model, batch)
     theirs.backward()
     their_gradient = torch.cat([one.grad.flatten() for one in learned if one.grad is not None])
     model.zero_grad()
-    new_RL, entropies_RL = dialogue.log_probs(packed)
+    new_RL, entropies_RL = dialogue.log_probs(packed, temperature=temperature)
     gains = torch.tensor(flat([group.judged.advantages for group in sampled.groups]))
     taken = torch.tensor(flat([group.learned for group in sampled.groups]))
     at_RL = packed["episode_RL"].clamp(min=0)

@@ -26,7 +26,7 @@ def test_generated_pages_and_folders_are_built_checked_and_shown(tmp_path: Path)
     again = saccade(*words, folder=tmp_path)
     assert json.loads(again.out)["built"] is False and "nothing changed" in again.err
     message = refused(saccade(*words, "--shares", "1/1/1", folder=tmp_path), code=2)
-    assert "out: holds rows that were built otherwise; different: shares" in message
+    assert "out: holds rows that were built otherwise; different: sources, shares" in message
     source = ("data.train.type=grounding", "data.train.path=out")
     checked = saccade("data", "check", *source, "--split", "train", "--json", folder=tmp_path)
     assert checked.code == 0, checked.err
@@ -51,6 +51,8 @@ def test_benchmarks_and_mistakes_are_named(tmp_path: Path) -> None:
     folder(tmp_path / "c", [v1_row(bbox=[150, 60, 190, 90])])
     message = refused(saccade(*base, "--from", "c", folder=tmp_path), code=2)
     assert "screenspot.json, row 1" in message and "fix: boxes=xyxy" in message
+    message = refused(saccade(*base, "--boxes", "xyxy", folder=tmp_path), code=2)
+    assert "--boxes belongs to --from" in message
     message = refused(saccade(*BUILD, "relevance", folder=tmp_path), code=2)
     assert "data.train.type=scenes: its rows name no place" in message
     assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from saccade.config.grounding import GrpoConfig
-from saccade.grounding.collapse import Detectors, PolicyCollapsed, Seen, share
+from saccade.grounding.collapse import Detectors, PolicyCollapsed, Seen
 
 HEALTHY = Seen(answers=0.97, taught=0.6, zooms=0.5, entropy=0.3)
 SICK = {
@@ -74,7 +74,3 @@ def test_the_count_goes_on_after_a_resume() -> None:
     assert again.collapsed() == []
     again.note(SICK["answers"])
     assert again.collapsed() == ["answers"]
-
-
-def test_the_share_of_nothing_is_nothing() -> None:
-    assert share([]) == 0 and share([True, False, True, True]) == 0.75

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from saccade.evaluation.cells import Cell, CellStore, budget_label, plan_cells
+from saccade.evaluation.cells import Cell, CellStore, KeyedLines, budget_label, plan_cells
 from saccade.evaluation.plot import save_comparison
 from saccade.evaluation.summary import Measured, resize_share
 from saccade.evaluation.table import comparison_table, sorted_rows
@@ -109,3 +109,15 @@ def test_the_result_is_plain_json_and_the_table_starts_with_all_tokens() -> None
 def test_the_plot_is_the_same_bytes_every_time(tmp_path: Path) -> None:
     first = save_comparison(comparison(), folder=tmp_path / "a").read_bytes()
     assert first == save_comparison(comparison(), folder=tmp_path / "b").read_bytes()
+
+
+def test_a_line_torn_inside_a_letter_is_cut_off(tmp_path: Path) -> None:
+    file = KeyedLines(tmp_path / "x.jsonl", key={"model": "a"})
+    file.read()
+    file.append([{"text": "one"}, {"text": "größer"}])
+    content = file.path.read_bytes()
+    file.path.write_bytes(content[: content.index("ö".encode()) + 1])
+    again = KeyedLines(file.path, key={"model": "a"})
+    assert again.read() == [{"text": "one"}]
+    again.append([{"text": "größer"}])
+    assert file.path.read_bytes() == content

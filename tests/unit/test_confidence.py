@@ -21,14 +21,12 @@ from saccade.grounding.confidence import (
     box_agreement,
     brier,
     choose_tau,
-    consensus,
     ece,
     from_json,
     mean_probability,
     point_agreement,
     reliability_table,
     threshold_at,
-    zoomer_crop,
     zoomer_score,
 )
 
@@ -69,20 +67,6 @@ def test_the_score_adds_agreement_and_probability() -> None:
     assert mean_probability(scores) == pytest.approx(0.6)
     assert zoomer_score([ONE, HALF], scores) == pytest.approx(1.1)
     assert zoomer_score([ONE, ONE], [0.0, 0.0]) == 2.0
-
-
-def test_the_consensus_is_the_sample_that_overlaps_most() -> None:
-    assert consensus([FAR, ONE, HALF, ONE]) == 1
-    assert consensus([None, FAR]) == 1
-
-
-def test_the_crop_grows_with_the_spread_and_stays_inside() -> None:
-    close, wide = zoomer_crop([ONE, ONE], scale=2.0), zoomer_crop([ONE, ONE, FAR], scale=2.0)
-    # no spread: radius 2 * (.4 / 4) about (.2, .2)
-    assert close == pytest.approx(Box(0.0, 0.0, 0.4, 0.4))
-    assert close is not None and wide is not None and wide.area > close.area
-    assert all(0 <= edge <= 1 for edge in wide)
-    assert zoomer_crop([None, None], scale=2.0) is None
 
 
 def test_brier_and_ece_of_known_answers() -> None:

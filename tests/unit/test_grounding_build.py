@@ -269,6 +269,61 @@ def test_generated_pages_keep_tree_and_loading_picture(tmp_path: Path) -> None:
         assert load_image(one, where="").tobytes() == load_image(two, where="").tobytes()
 
 
+def test_no_built_page_is_a_page_of_another_splits_stream(tmp_path: Path) -> None:
+    source = ScreensSource(
+        type="screens", screens=12, targets=2, renderer="drawn", cache=tmp_path / "cache"
+    )
+    wanted = Wanted(look=LOOK, shares=Shares(50, 25, 25), max_samples=24)
+    build_grounding([source], out=tmp_path / "out", wanted=wanted)
+    pixels: dict[str, set[str]] = {}
+    for split in SPLITS:
+        stream = open_source(source.model_copy(update={"split": split}))
+        pages = [stream[group[0]].images[0] for group in stream.groups()]
+        pixels[split] = {pixels_hash(load_image(page, where="")) for page in pages}
+    for split in SPLITS:
+        rows = rows_of(tmp_path / "out", splits=[split])
+        assert rows and {row["split"] for row in rows} == {split}
+        assert {row["pixels_sha256"] for row in rows} <= pixels[split]
+        for other in set(SPLITS) - {split}:
+            assert not {row["pixels_sha256"] for row in rows} & pixels[other]
+    assert len(rows_of(tmp_path / "out")) <= 24
+
+
+def test_things_are_shared_out_by_shares_without_loss() -> None:
+    assert Shares().counts(800) == {"train": 600, "validation": 40, "test": 160}
+    for total in range(30):
+        assert sum(Shares(1, 1, 1).counts(total).values()) == total
+    assert Shares(1, 0, 0).counts(7) == {"train": 7, "validation": 0, "test": 0}
+
+
+def test_a_built_picture_that_changed_is_named(tmp_path: Path) -> None:
+    place = many(tmp_path / "in")
+    build(place, out=tmp_path / "out")
+    one = min((tmp_path / "out" / "images").iterdir())
+    whole = one.read_bytes()
+    one.write_bytes(whole[:-20])
+    with pytest.raises(InputError, match=f"{one.name}: missing or not as it was written"):
+        build(place, out=tmp_path / "out")
+    one.unlink()
+    with pytest.raises(InputError, match=f"{one.name}: missing or not as it was written"):
+        build(place, out=tmp_path / "out")
+
+
+def test_a_place_where_no_folder_can_be_put_is_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = many(tmp_path / "in")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "file").write_text("x")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InputError, match=r"here: the command runs in this folder.*\n  fix: "):
+        build(place, out=Path())
+    with pytest.raises(InputError, match=r"sub: cannot be written \(.*\)\n  fix: "):
+        build(place, out=tmp_path / "file" / "sub")
+    build(place, out=Path("sub"))
+    assert (tmp_path / "here" / "sub" / "manifest.json").is_file()
+
+
 def test_files_that_were_not_built_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train\.parquet: no such file\n  fix: build it with"):
         BuiltRows(GroundingFilesSource(type="grounding", path=tmp_path))

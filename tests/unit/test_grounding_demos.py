@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from saccade.config.errors import InputError, OutsideError
 from saccade.config.resolve import Resolved, resolve
 from saccade.data.boxes import WHOLE, Box
 from saccade.grounding.packed import NOBODY
@@ -25,6 +26,7 @@ from saccade.training.recipes.grounding_aids import (
     things_of,
 )
 from saccade.training.recipes.grounding_demos import DemoPhase, chance, drawn_window
+from saccade.training.rundir import RunDir
 
 share = st.floats(0.0, 1.0)
 
@@ -60,6 +62,54 @@ def test_a_gradient_reaches_every_trained_tensor(name: str, cache: Path) -> None
     silent = [n for n, p in recipe.model.named_parameters() if p.requires_grad
               and (p.grad is None or not p.grad.abs().sum())]  # fmt: skip
     assert not silent
+
+
+@pytest.mark.parametrize(("name", "adapter"), [("places", "none"), ("warm", "lora")])
+def test_layers_that_are_computed_again_give_the_same_gradient(
+    name: str, adapter: str, cache: Path
+) -> None:
+    found = []
+    for again in ("false", "true"):
+        recipe = phase(cache, name, f"grounding.warm.adapter={adapter}", "lora.dropout=0",
+                       f"training.gradient_checkpointing={again}")  # fmt: skip
+        stirred(recipe)
+        loss_of(recipe, a_batch(recipe))["loss"].backward()
+        found.append({n: p.grad for n, p in recipe.model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for key, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][key], atol=1e-6), key
+
+
+def stirred(recipe: DemoPhase) -> None:
+    """Give adapters something to say; they start as the identity."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for key, one in recipe.model.named_parameters():
+            if "lora_B" in key:
+                one.add_(torch.randn(one.shape, generator=generator) * 0.05)
+
+
+def test_a_warm_start_by_adapters_trains_them_alone_and_hands_on_a_merged_base(
+    cache: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft", reason="the extra `rl` is not installed")
+    recipe = phase(cache, "warm", "grounding.warm.adapter=lora", f"run.root={tmp_path}")
+    stirred(recipe)
+    recipe.model.eval()
+    batch = a_batch(recipe)
+    loss_of(recipe, batch)["loss"].backward()
+    learned = {n: p for n, p in recipe.model.named_parameters() if p.requires_grad}
+    assert learned and all("lora_" in n and "visual" not in n for n in learned)
+    assert all(p.grad is not None and bool(p.grad.any()) for p in learned.values())
+    run = RunDir.of(recipe.config)
+    run.path.mkdir(parents=True)
+    recipe.finish(run)
+    merged = phase(cache, "warm", f"model.name={run.path / 'model'}")
+    merged.model.eval()
+    assert not any("lora_" in n for n, _ in merged.model.named_parameters())
+    with torch.no_grad():
+        mine, theirs = (one.dialogue.log_probs(batch)[0] for one in (recipe, merged))
+    assert torch.allclose(mine, theirs, atol=1e-4) and float(mine.abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("key", ["look_loss", "cell_loss"])
@@ -202,3 +252,51 @@ def test_a_run_stands_on_the_phases_before_it(cache: Path) -> None:
     assert skipped[0].model.name == "tiny"
     other = resolve("smoke/sft")
     assert runs_of(other) == [other]
+
+
+def test_a_step_of_an_earlier_phase_is_dealt_out_to_parts_and_processes(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    places, warm, _ = (one.config for one in runs_of(smoke(cache, "training.accumulation=2")))
+    assert (places.training.batch_size, places.training.accumulation) == (1, 2)
+    assert (warm.training.batch_size, warm.training.accumulation) == (1, 2)
+    with pytest.raises(InputError, match="= 6: does not divide"):
+        runs_of(smoke(cache, "training.accumulation=2", "grounding.warm.batch_size=6"))
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (("training.parallel=fsdp",), "sharded base"),
+        (("grounding.selector=grid", "grounding.grpo.adapter=none"), "word embeddings"),
+        (("grounding.selector=grid", "grounding.grpo.rollouts=trl"), "whole looks"),
+        (("grounding.tools=[zoom,wait]", "grounding.grpo.rollouts=trl"), "zoom alone"),
+        (("data.train.loading_share=0.5",), "no tool waits"),
+    ],
+)
+def test_what_the_last_phase_refuses_is_refused_before_the_first(
+    words: tuple[str, ...], match: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(InputError, match=match):
+        runs_of(smoke(cache, *words))
+
+
+@pytest.mark.parametrize("words", [
+    ("grounding.grpo.adapter=lora",),
+    ("grounding.grpo.adapter=none", "grounding.grpo.rollouts=trl"),
+    ("grounding.grpo.adapter=none", "grounding.warm.adapter=lora"),
+])  # fmt: skip
+def test_what_is_not_installed_is_missed_before_the_first_phase(
+    words: tuple[str, ...], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(OutsideError, match="not installed"):
+        runs_of(smoke(cache, *words))
+
+
+def test_a_bonus_for_looks_needs_rows_that_say_who_needs_one(cache: Path) -> None:
+    recipe = phase(cache, "places", "grounding.reward.tool=0.1")
+    with pytest.raises(InputError, match="whether it needs a zoom"):
+        recipe.train_source()

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,20 @@ from saccade.data.boxes import Box
 from saccade.data.samples import DataError
 from saccade.evaluation import grounding_compare
 from saccade.evaluation.compare import compare_run
-from saccade.evaluation.grounding import evaluate_grounding, read_rows
-from saccade.evaluation.grounding_arms import compare_arms
-from saccade.evaluation.grounding_compare import small_side, two_sources
+from saccade.evaluation.grounding import evaluate_grounding, read_rows, screens_name
+from saccade.evaluation.grounding_arms import Rolled, compare_arms
+from saccade.evaluation.grounding_compare import Rollouts, episodes_key, small_side, two_sources
 from saccade.evaluation.grounding_rows import Scored, chance_near, scored, summarise
+from saccade.evaluation.load import no_progress
+from saccade.evaluation.records import write_json
 from saccade.evaluation.run import evaluate_run, rejudge
 from saccade.evaluation.table import compared, scores
 from saccade.grounding.confidence import brier, ece
 from saccade.training.rundir import RunDir
 from tests.grounding_example import TARGET, rolled, row
 from tests.grounding_policy import untrained_run
+from tests.screen_files import folder as screen_folder
+from tests.screen_files import v1_row
 
 BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data"
 SHARED = Path(os.environ.get("SACCADE_SHARED_DATA", BESIDE)) / "gui"
@@ -179,6 +184,50 @@ def test_bars_are_judged_by_value_and_interval() -> None:
     assert small["standing"] == "unknown"  # no target is that small
 
 
+def test_where_answers_are_points_there_is_no_size_gate_and_no_bar_for_it() -> None:
+    def pointed(seed: int) -> Rolled:
+        found = rolled(seed)
+        return replace(found, never=[replace(one, answer_side=None) for one in found.never])
+
+    points = compare_arms(pointed(0), pointed(1), small_below=28 / 6, prices=[0.1])
+    assert not [one for one in points["rows"] if one["arm"].startswith("size")]
+    assert "size" not in points["curves"] and "size" not in points["prices"][0]["arms"]
+    names = [one["name"] for one in points["verdicts"]]
+    assert len(names) == len(result()["verdicts"]) - 1
+    assert not [name for name in names if "predicted-size" in name]
+
+
+def test_a_price_is_paid_for_every_view_beside_the_first() -> None:
+    test, validation = rolled(0), rolled(1)
+    twice = replace(test, free=[replace(one, looks=3 if one.zoomed else 1) for one in test.free])
+    told = compare_arms(twice, validation, small_below=28 / 6, prices=[0.1])["prices"][0]["arms"]
+    once = result()["prices"][0]["arms"]
+    rate = once["learned"]["zoom_rate"]
+    assert once["learned"]["worth"] - told["learned"]["worth"] == pytest.approx(0.1 * rate)
+    assert told["always"] == once["always"]
+
+
+def test_few_screenshots_leave_a_bar_open() -> None:
+    def crowded(seed: int) -> Rolled:
+        found = rolled(seed)
+        return replace(
+            found, never=[replace(one, screen=one.id[-1:]) for one in found.never],
+            free=[replace(one, screen=one.id[-1:]) for one in found.free],
+        )  # fmt: skip
+
+    def few(seed: int) -> Rolled:
+        found = crowded(seed)
+        return replace(
+            found, never=[replace(one, screen="one") if one.screen in "45" else one
+                          for one in found.never],
+        )  # fmt: skip
+
+    for split, standing in ((crowded, "clear"), (few, "unknown")):
+        told = compare_arms(split(0), split(1), small_below=28 / 6, prices=[0.1])
+        bar = {one["name"]: one for one in told["verdicts"]}["better than never looking again"]
+        assert bar["standing"] == standing and bar["value"] is not None
+
+
 def test_the_comparison_is_plain_json_and_has_a_table() -> None:
     found = {**result(), "recipe": "grounding"}
     assert json.loads(json.dumps(found)) == found
@@ -217,7 +266,7 @@ def test_a_run_is_scored_and_judged_again_to_the_same_bytes(run: RunDir) -> None
     shutil.rmtree(run.path / "model")  # judging needs no model
     assert rejudge(run) == found
     assert [path.read_bytes() for path in files] == before
-    assert scores(found).row_count >= 4
+    assert all(one.row_count >= 4 for one in scores(found).renderables)
 
 
 def test_the_batch_size_changes_no_answer(run: RunDir) -> None:
@@ -326,3 +375,63 @@ def test_screens_without_splits_are_halved_by_screenshot(run: RunDir, tmp_path: 
     rewrite(run, lambda config: config["data"].update(eval=where))
     sources, how = two_sources(run.config())
     assert sources["validation"] is sources["test"] and "halved" in how
+
+
+def test_halves_share_no_screenshot_and_are_spread_over_the_whole_file(
+    run: RunDir, tmp_path: Path
+) -> None:
+    names = [f"{number:02}.png" for number in range(40)]
+    rows = [v1_row(name) for name in names for _ in range(2)]
+    place = screen_folder(tmp_path / "many", rows, pictures=names)
+    where = {"type": "screenspot", "path": str(place)}
+    rewrite(run, lambda config: config["data"].update(eval=where))
+    rewrite(run, lambda config: config["eval"].update(samples=1000))
+    rollouts = Rollouts(run, progress=no_progress)
+    halves = {split: rollouts.indices(split) for split in ("validation", "test")}
+    pages = {split: {position // 2 for position in found} for split, found in halves.items()}
+    assert min(map(len, pages.values())) > 8 and not pages["validation"] & pages["test"]
+    assert sorted(halves["validation"] + halves["test"]) == list(range(80))
+    rewrite(run, lambda config: config["eval"].update(samples=8))
+    some = Rollouts(run, progress=no_progress)
+    for split, whole in halves.items():
+        few = some.indices(split)
+        assert len(few) == 8 and set(few) < set(whole)
+        assert max(few) > 40  # not the file's beginning
+
+
+def test_episodes_depend_on_the_precision_and_the_attention_of_the_model(run: RunDir) -> None:
+    config = run.config()
+    known = episodes_key(config, model="m", data="d")
+    for change in ({"dtype": "float64"}, {"attention": "eager"}):
+        other = config.model_copy(update={"model": config.model.model_copy(update=change)})
+        assert episodes_key(other, model="m", data="d") != known
+
+
+def test_numbers_that_are_none_are_stored_as_nothing(tmp_path: Path) -> None:
+    write_json(tmp_path / "c.json", {"mean": float("nan"), "rows": [float("inf"), 0.5]})
+    assert json.loads((tmp_path / "c.json").read_text()) == {"mean": None, "rows": [None, 0.5]}
+
+
+def test_screens_of_one_name_at_two_places_are_not_taken_for_each_other(
+    run: RunDir, tmp_path: Path
+) -> None:
+    rewrite(run, lambda config: config["data"].update(on_error="skip"))
+    here, there = (folder_of_screens(tmp_path / part / "web.v2") for part in ("a", "b"))
+    found = evaluate_run(run, screens=here, limit=1)
+    assert found["name"] == "web.v2" and found["screens"] == str(here)
+    with pytest.raises(InputError, match=r"holds answers on .*a/web\.v2, not on .*b/web\.v2"):
+        rejudge(run, screens=there)
+    file = here / "screenspot.json"
+    assert screens_name(file) == "web.v2-screenspot"
+    shutil.rmtree(here)  # stored answers are judged without their screens
+    assert rejudge(run, screens=here) == found
+
+
+def test_what_boxes_mean_can_be_said_of_a_folder(run: RunDir, tmp_path: Path) -> None:
+    rows = [v1_row(bbox=(150, 60, 190, 90)), v1_row(bbox=(100, 50, 180, 80))]
+    place = screen_folder(tmp_path / "corners", rows)
+    with pytest.raises(InputError, match="on the command line --boxes xyxy"):
+        evaluate_run(run, screens=place)
+    evaluate_run(run, screens=place, boxes="xyxy")
+    first = read_rows(run.path / "screens" / "corners.jsonl")[0]
+    assert first["target_box"] == pytest.approx([0.75, 0.6, 0.95, 0.9])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ def pairs_of(never: list[int], always: list[int]) -> Pairs:
         always_hit_N=np.array(always, dtype=float),
         never_pixels_N=np.full(count, FIRST),
         always_pixels_N=np.full(count, FIRST + CROP),
+        always_looks_N=np.ones(count),
     )
 
 
@@ -40,6 +42,11 @@ def drawn(seed: int, count: int = 60) -> tuple[Pairs, np.ndarray]:
     rng = np.random.default_rng(seed)
     pairs = pairs_of(rng.integers(0, 2, count).tolist(), rng.integers(0, 2, count).tolist())
     return pairs, rng.integers(0, 7, count).astype(float)
+
+
+def rates_of(zoomed: list[bool], buckets: list[str]) -> list[dict[str, Any]]:
+    """Every target on a screenshot of its own."""
+    return zoom_rates(zoomed, buckets, screens=[str(number) for number in range(len(zoomed))])
 
 
 def test_every_bucket_there_is_has_its_place_from_small_to_large() -> None:
@@ -58,12 +65,21 @@ def test_a_gate_that_always_looks_is_always_and_one_that_never_looks_is_never() 
     assert nothing.accuracy == pairs.never_hit_N.mean() and nothing.pixels == FIRST
 
 
-def test_the_random_gate_is_the_exact_mean_of_all_draws_at_its_rate() -> None:
+def test_the_random_gate_is_the_exact_mean_of_all_draws_at_its_pixels() -> None:
     pairs = pairs_of([0, 1, 0, 1], [1, 1, 0, 0])
     choices = [np.array(one, dtype=float) for one in itertools.product((0, 1), repeat=4)]
     half = [gated(pairs, one).accuracy for one in choices if one.sum() == 2]
-    assert random_gate(pairs, rate=0.5).accuracy == pytest.approx(np.mean(half))
-    assert random_gate(pairs, rate=0.5).pixels == pytest.approx(FIRST + CROP / 2)
+    found = random_gate(pairs, pixels=FIRST + CROP / 2)
+    assert found.accuracy == pytest.approx(np.mean(half)) and found.rate == pytest.approx(0.5)
+    assert found.pixels == pytest.approx(FIRST + CROP / 2)
+
+
+def test_the_random_gate_costs_its_pixels_where_looks_cost_unlike() -> None:
+    pairs = pairs_of([0, 1], [1, 1])
+    pairs.always_pixels_N[0] += CROP
+    found = random_gate(pairs, pixels=FIRST + CROP / 2)
+    assert found.pixels == pytest.approx(FIRST + CROP / 2) and found.rate == pytest.approx(1 / 3)
+    assert found.looks == pytest.approx(1 / 3)
 
 
 def test_the_oracle_looks_only_where_it_helps_and_nothing_beats_it() -> None:
@@ -89,16 +105,16 @@ def test_at_given_pixels_equal_needs_get_equal_chances_whatever_their_order() ->
         assert len(set(found.zoom_N[need == value])) == 1
     back = np.arange(len(pairs))[::-1]
     turned = Pairs(*(getattr(pairs, name)[back] for name in (
-        "never_hit_N", "always_hit_N", "never_pixels_N", "always_pixels_N",
+        "never_hit_N", "always_hit_N", "never_pixels_N", "always_pixels_N", "always_looks_N",
     )))  # fmt: skip
     again = at_pixels(turned, need[back], pixels=FIRST + 0.4 * CROP)
     assert again.accuracy == pytest.approx(found.accuracy)
 
 
-def test_a_gate_without_knowledge_equals_the_random_gate_at_its_pixels() -> None:
+def test_a_gate_without_knowledge_looks_everywhere_with_the_same_chance() -> None:
     pairs, _ = drawn(4)
-    blind = at_pixels(pairs, np.zeros(len(pairs)), pixels=FIRST + 0.3 * CROP)
-    assert blind.accuracy == pytest.approx(random_gate(pairs, rate=0.3).accuracy)
+    blind = random_gate(pairs, pixels=FIRST + 0.3 * CROP)
+    assert blind.accuracy == pytest.approx(gated(pairs, np.full(len(pairs), 0.3)).accuracy)
 
 
 def test_what_deciding_costs_is_counted_and_leaves_less_to_look_with() -> None:
@@ -116,11 +132,19 @@ def test_the_threshold_for_a_rate_is_the_nearest_there_is(rate: float) -> None:
     assert abs((need > found).mean() - rate) == pytest.approx(min(abs(s - rate) for s in shares))
 
 
-def test_a_threshold_does_not_depend_on_the_targets_it_is_measured_on() -> None:
+def test_what_a_threshold_decides_of_a_target_does_not_depend_on_the_other_targets() -> None:
     _, validation = drawn(7)
     pairs, test = drawn(8)
     threshold = threshold_for_rate(validation, rate=0.5)
-    assert at_threshold(pairs, test, threshold=threshold).threshold == threshold
+    looks = at_threshold(pairs, test, threshold=threshold).zoom_N
+    assert 0 < looks.sum() < len(looks)
+    for part in (slice(0, 20), slice(20, 60)):
+        some = Pairs(*(values[part] for values in vars(pairs).values()))
+        alone = at_threshold(some, test[part], threshold=threshold)
+        assert alone.zoom_N.tolist() == looks[part].tolist()
+    # higher needs elsewhere move a threshold that is fitted here, never one fitted on validation
+    shifted = at_threshold(pairs, test + 3, threshold=threshold)
+    assert shifted.rate > looks.mean()
 
 
 def test_a_curve_runs_from_never_to_always_with_growing_cost() -> None:
@@ -133,23 +157,42 @@ def test_a_curve_runs_from_never_to_always_with_growing_cost() -> None:
 
 def test_rates_that_fall_with_size_are_said_to_fall() -> None:
     zoomed = [True] * 95 + [False] * 5 + [True] * 50 + [False] * 50 + [True] * 4 + [False] * 96
-    rates = zoom_rates(zoomed, ["<4"] * 100 + ["4-8"] * 100 + ["8-16"] * 100)
+    rates = rates_of(zoomed, ["<4"] * 100 + ["4-8"] * 100 + ["8-16"] * 100)
     assert [row["zoom_rate"] for row in rates] == [0.95, 0.5, 0.04]
     assert order_of(rates) == {"order": "falls", "against": [], "steps": True}
 
 
 def test_a_rate_that_rises_beyond_chance_is_named() -> None:
     zoomed = [True] * 10 + [False] * 90 + [True] * 90 + [False] * 10
-    rates = zoom_rates(zoomed, ["<4"] * 100 + ["8-16"] * 100)
+    rates = rates_of(zoomed, ["<4"] * 100 + ["8-16"] * 100)
     assert order_of(rates) == {"order": "rises", "against": [["<4", "8-16"]], "steps": False}
 
 
 def test_looking_everywhere_alike_is_flat_and_does_not_fall() -> None:
-    rates = zoom_rates([True] * 200, ["<4"] * 100 + ["8-16"] * 100)
+    rates = rates_of([True] * 200, ["<4"] * 100 + ["8-16"] * 100)
     assert order_of(rates)["order"] == "flat"
 
 
 def test_targets_without_a_box_take_no_part_in_the_order() -> None:
     zoomed = [True] * 100 + [False] * 100 + [True] * 100
-    rates = zoom_rates(zoomed, ["<4"] * 100 + ["8-16"] * 100 + ["unknown"] * 100)
+    rates = rates_of(zoomed, ["<4"] * 100 + ["8-16"] * 100 + ["unknown"] * 100)
     assert order_of(rates)["order"] == "falls"
+
+
+def test_targets_that_share_screenshots_say_less_about_the_order() -> None:
+    zoomed = [True] * 60 + [False] * 40 + [True] * 40 + [False] * 60
+    buckets = ["<4"] * 100 + ["8-16"] * 100
+    assert order_of(rates_of(zoomed * 2, buckets * 2))["order"] == "falls"
+    # the same looks, ten targets to a page that is looked at wholly or not at all
+    pages = [str(number // 10) for number in range(400)]
+    shared = zoom_rates(zoomed * 2, buckets * 2, screens=pages)
+    alone = rates_of(zoomed * 2, buckets * 2)
+    assert shared[0]["high"] - shared[0]["low"] > 2 * (alone[0]["high"] - alone[0]["low"])
+    assert order_of(shared)["order"] == "flat"
+
+
+def test_a_handful_of_screenshots_says_nothing_about_the_order() -> None:
+    zoomed = [True] * 100 + [False] * 100
+    pages = [str(number % 9) for number in range(200)]
+    rates = zoom_rates(zoomed, ["<4"] * 100 + ["8-16"] * 100, screens=pages)
+    assert order_of(rates)["order"] == "unknown"

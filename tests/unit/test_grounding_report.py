@@ -171,6 +171,21 @@ def test_tables_hold_every_arm_and_every_bar() -> None:
     assert "temperature 0 (greedy)" in told and "unreadable 1" in told
 
 
+def test_at_80_columns_no_table_breaks_a_number_or_a_word() -> None:
+    from rich.console import Console
+
+    console = Console(width=80, record=True, file=io.StringIO())
+    found = comparison()
+    console.print(compared_table(found))
+    console.print(grounding_table(evaluation([row(), row("b-1", answered=None)])))
+    told = console.export_text()
+    assert "\u2026" not in told  # a cell that was cut off ends in three dots
+    for one in found["rows"]:
+        assert f"{100 * one['low']:.1f} to {100 * one['high']:.1f}" in told
+        assert one["title"].split()[0] in told
+    assert max(map(len, told.splitlines())) <= 80
+
+
 def test_verdicts_are_written_in_their_own_unit() -> None:
     cells = {one["name"]: verdict_cells(one) for one in comparison()["verdicts"]}
     assert cells["share of the pixels of always looking"][3] == "<= 60"

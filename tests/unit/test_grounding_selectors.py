@@ -66,7 +66,7 @@ def test_half_of_every_look_costs_half_the_visual_tokens_and_the_score_says_so(
     assert half["costs"]["flops"] < whole["costs"]["flops"]
     assert half["settings"]["selector"] == "grid" and half["settings"]["keep"] == 0.5
     assert rejudge(behind(folder, "grid"))["costs"] == half["costs"]
-    caption = str(scores(half).caption)
+    caption = str(scores(half).renderables[-1].caption)
     assert "of every look 50% is read, chosen by grid" in caption
     assert f"{half['costs']['tokens_visual']:.1f} visual tokens" in caption
 
@@ -106,7 +106,8 @@ def test_a_comparison_of_readings_continues_and_keeps_away_from_that_of_looks(
     assert whole["costs"]["flops"] > ours["costs"]["flops"] > others[-1]["costs"]["flops"]
     assert ours["difference"]["mean"] == 0.0
     table = compared(found)
-    assert table.row_count == 6 and "selectors.json" in compared_plots(found, folder=run.figures)
+    assert [one.row_count for one in table.renderables] == [6, 6]
+    assert "selectors.json" in compared_plots(found, folder=run.figures)
     page = write_report(run).read_text("utf-8")
     assert "Reading less of each look" in page and "chosen, 50% of each look" in page
     monkeypatch.setattr(grounding_selectors, "answer", None)  # all is there

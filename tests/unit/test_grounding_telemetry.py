@@ -170,9 +170,10 @@ def test_sums_of_parts_are_the_sums_of_the_whole() -> None:
     )
     assert shares["groups_taught"] == 1 and shares["groups_left_out"] == 0
     seen = whole.signs()
-    assert (seen.answers, seen.constant, seen.zooms) == (0.75, 0, 0.25)
-    measured = whole.measured()
+    assert (seen.answers, seen.taught, seen.zooms) == (0.75, 1, 0.25)
+    measured = whole.measured(boxes=True)
     assert measured["accuracy"] == 0.5 and measured["iou_50"] == 0.5
+    assert "iou_50" not in whole.measured(boxes=False), "a point overlaps nothing"
 
 
 def test_a_single_episode_is_measured_without_a_group() -> None:
@@ -180,13 +181,14 @@ def test_a_single_episode_is_measured_without_a_group() -> None:
     assert paid.judged.advantages == [0.0] and not paid.judged.teaches
 
 
-def test_seeds_depend_on_run_step_sample_and_number_alone() -> None:
-    seeds = episode_seeds(0, step=3, sample="a", group=8)
+def test_seeds_depend_on_run_step_place_sample_and_number_alone() -> None:
+    known: dict[str, Any] = {"step": 3, "place": 0, "sample": "a"}
+    seeds = episode_seeds(0, **known, group=8)
     assert len(set(seeds)) == 8 and all(0 <= one < 2**63 for one in seeds)
-    assert episode_seeds(0, step=3, sample="a", group=4) == seeds[:4]
-    for other in ({"step": 4, "sample": "a"}, {"step": 3, "sample": "b"}):
-        assert not set(episode_seeds(0, group=8, **other)) & set(seeds)
-    assert not set(episode_seeds(1, step=3, sample="a", group=8)) & set(seeds)
+    assert episode_seeds(0, **known, group=4) == seeds[:4]
+    for other in ({"step": 4}, {"sample": "b"}, {"place": 1}):
+        assert not set(episode_seeds(0, group=8, **{**known, **other})) & set(seeds)
+    assert not set(episode_seeds(1, **known, group=8)) & set(seeds)
 
 
 # order ---------------------------------------------------------------------------------------

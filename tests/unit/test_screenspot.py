@@ -77,6 +77,28 @@ def test_pro_is_read_as_two_corners_in_folders_per_application(tmp_path: Path) -
     assert opened(place / "annotations" / "vscode_mac.json")[0].images == sample.images
 
 
+def test_click_points_in_shares_are_known_by_the_file(tmp_path: Path) -> None:
+    points = ([0.5, 0.25], [0.9, 0.9], [0.0, 0.5])
+    rows = [{"image": "images/a.png", "instruction": "press", "point": one} for one in points]
+    found = opened(folder(tmp_path / "shares", rows, file="pairs.jsonl"))
+    assert [found[k].facts["point"] for k in range(3)] == [tuple(one) for one in points]
+    # one click in the corner is a slip, or a corner: the others are of pixels
+    rows = [{**rows[0], "point": one} for one in ([1, 1], [20, 10], [100, 50])]
+    found = opened(folder(tmp_path / "pixels", rows, file="pairs.jsonl"))
+    assert [found[k].facts["point"] for k in range(2)] == [(0.005, 0.01), (0.1, 0.1)]
+    outside = [{**rows[0], "point": one} for one in ([0.5, 0.5], [0.2, 0.2], [1.4, 0.5])]
+    found = opened(folder(tmp_path / "outside", outside, file="pairs.jsonl"))
+    with pytest.raises(DataError, match="outside its picture of 1 x 1"):
+        _ = found[2]
+
+
+def test_rows_that_share_an_id_get_names_of_their_own(tmp_path: Path) -> None:
+    names = ["a", "a", "a-2", "a", ""]
+    found = opened(folder(tmp_path, [v1_row(id=name) for name in names]))
+    ids = [found[k].id for k in range(5)]
+    assert ids[:2] == ["a", "a-2"] and len(set(ids)) == 5
+
+
 def test_click_points_have_no_box(tmp_path: Path) -> None:
     row = {"image": "images/a.png", "size": [200, 100], "instruction": "press", "point": [50, 25]}
     rows = opened(folder(tmp_path, [row], file="pairs.jsonl"))
@@ -104,7 +126,8 @@ def test_a_file_that_contradicts_its_convention_is_refused_once(
         opened(place, boxes=declared)
     message = str(caught.value)
     assert "screenspot.json, row 1" in message and "bbox [150, 60," in message
-    assert message.endswith(f"fix: boxes={fix}") and "all fit" in message
+    assert message.endswith(f"fix: boxes={fix}; on the command line --boxes {fix}")
+    assert "all fit" in message
     assert len(opened(place, boxes=fix)) == 2
 
 

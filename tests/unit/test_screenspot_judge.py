@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from saccade.cli_eval import evaluate
 from saccade.config.errors import InputError
 from saccade.data.samples import DataError
 from saccade.scoring.screenspot import judge_screenspot_file, public_verdict, screenspot_table
@@ -208,3 +209,18 @@ def test_rows_where_nothing_is_to_be_found_keep_their_verdict(tmp_path: Path) ->
 def test_numbers_that_are_none_never_hit() -> None:
     for point in ([float("nan"), 210.0], [120.0, float("inf")]):
         assert public_verdict(point=point, edges=(100, 200, 140, 220)) == ("wrong", False)
+
+
+@pytest.mark.parametrize(
+    "beside", [{"limit": 3}, {"overrides": ["eval.samples=3"]}, {"rejudge": True},
+               {"screens": Path("screens")}, {"arm": "full"}],
+)  # fmt: skip
+def test_options_that_the_judge_does_not_heed_are_refused(beside: dict[str, Any]) -> None:
+    name = next(iter(beside))
+    with pytest.raises(InputError, match=rf"--judge: (--)?{name} would change nothing"):
+        evaluate("predictions.json", judge="screenspot-pro", **beside)
+
+
+def test_the_meaning_of_boxes_is_refused_where_no_boxes_are_read() -> None:
+    with pytest.raises(InputError, match="--boxes belongs to --judge or --screens"):
+        evaluate("runs/toy", boxes="xyxy")

@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saccade.evaluation.statistics import mean_sd, paired_difference, wilson_interval
+from saccade.evaluation.statistics import (
+    grouped_interval,
+    mean_sd,
+    paired_difference,
+    wilson_interval,
+)
 
 
 def test_wilsons_interval_of_eight_in_ten() -> None:
@@ -48,6 +53,21 @@ def test_a_difference_compares_shared_samples_only() -> None:
 def test_equal_answers_are_not_apart() -> None:
     found = paired_difference(scores("1010"), scores("1010"), groups={})
     assert (found.mean, found.low, found.high, found.clear) == (0.0, 0.0, 0.0, False)
+
+
+def test_a_difference_says_on_how_many_images_it_rests() -> None:
+    ours, theirs = scores("1" * 60), scores("0" * 60)
+    groups = {str(i): f"image {i % 9}" for i in range(60)}
+    assert paired_difference(ours, theirs, groups=groups).groups == 9
+
+
+def test_an_interval_by_image_is_wide_where_images_agree_and_never_empty() -> None:
+    hits = {str(i): i % 40 < 20 for i in range(200)}
+    alone = grouped_interval(hits, groups={})
+    pages = grouped_interval(hits, groups={str(i): str(i // 20) for i in range(200)})
+    assert pages[1] - pages[0] > 2 * (alone[1] - alone[0])
+    low, high = grouped_interval({str(i): True for i in range(30)}, groups={})
+    assert (low, high) == wilson_interval(30, total=30)
 
 
 def test_a_large_difference_is_clear_and_its_interval_is_reproducible() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from saccade.config.grounding import GroundingConfig, ZoomConfig
+from saccade.config.grounding import GroundingConfig, RewardConfig, ZoomConfig
 from saccade.data.boxes import WHOLE, Box, Size
 from saccade.data.samples import DataError, Sample
 from saccade.grounding.coordinates import Convention, CoordinateError
@@ -68,7 +68,7 @@ def test_a_zoom_returns_the_pixels_of_the_part_it_shows() -> None:
     view = result.view
     assert view.box == Box(0.5, 0.25, 0.75, 0.5)
     assert view.size == view.image.size
-    assert view.pixels == pytest.approx(24_576, rel=0.1)
+    assert view.pixels == pytest.approx(ZoomConfig().pixels, rel=0.1)
     colours = np.asarray(view.image.convert("RGB"), dtype=float)
     middle = colours[colours.shape[0] // 2, colours.shape[1] // 2]
     assert middle[0] == pytest.approx(255 * 0.625, abs=2)
@@ -306,6 +306,15 @@ def test_a_right_answer_in_a_truncated_episode_is_no_hit() -> None:
     assert outcome_of(one, config=GroundingConfig()).answer is None
 
 
+@pytest.mark.parametrize("needs", [True, False, None])
+def test_a_bonus_goes_to_a_hit_after_a_look_on_rows_that_say_they_need_one(needs: Any) -> None:
+    config = GroundingConfig(reward=RewardConfig(tool=0.3))
+    facts = {} if needs is None else {"needs_zoom": needs}
+    outcome = outcome_of(episode(ZOOM, "[200, 200]", **facts), config=config)
+    assert outcome.needs_zoom is needs
+    assert reward_of(outcome, config=config.reward).parts["tool"] == (0.3 if needs else 0)
+
+
 def test_rows_say_what_looking_again_changed() -> None:
     right, wrong = episode(ZOOM, "[200, 200]"), episode(ZOOM, "[900, 900]")
     assert kept_row(right, hit_before=False)["effect"] == "helped"
@@ -317,10 +326,10 @@ def test_rows_say_what_looking_again_changed() -> None:
 
 
 def test_rows_name_contradictions() -> None:
-    looked, wrong = episode(ZOOM, "[200, 200]"), episode("[10, 10]")
+    looked, wrong = episode(ZOOM, "[200, 200]"), episode("[10, 10]", needs_zoom=True)
     assert kept_row(looked, hit_before=True)["contradictions"] == ["unnecessary look"]
     assert kept_row(looked, after=0.1)["contradictions"] == ["under-confident"]
-    assert kept_row(wrong, needs_zoom=True, after=0.9)["contradictions"] == [
+    assert kept_row(wrong, after=0.9)["contradictions"] == [
         "missed look", "over-confident",
     ]  # fmt: skip
     talk = episode("<think>I should zoom in.</think>[550, 550]")

@@ -86,8 +86,10 @@ class WarmConfig(Node):
     the last phase to learn."""
     jitter: Share = 0.6
     """How far the demonstrated crop may lie off the target, as a share of what still shows it."""
+    adapter: Literal["none", "lora"] = "none"
+    """Train all weights, or low-rank adapters of the language model alone, for large bases."""
     vision: bool = True
-    """Let the vision tower learn, too."""
+    """Let the vision tower learn, too; not beside adapters."""
 
 
 class GrpoConfig(Node):
@@ -98,7 +100,7 @@ class GrpoConfig(Node):
     adapter: Literal["lora", "none"] = "lora"
     """Train low-rank adapters, or the whole language model."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
-    """Of the sampling."""
+    """Of the sampling, and of the distribution that is learned."""
     max_tokens: PositiveInt = 96
     """Most tokens an episode may write in all its turns; the crops' tokens do not count."""
     beta: NonNegative = 0.0
@@ -113,7 +115,7 @@ class GrpoConfig(Node):
     """Groups left out, judged by right or wrong alone: `wrong` = nobody was right; `same` = also
     those where everybody was, which then teach no thrift; `none` leaves all in."""
     entropy: NonNegative = 0.0
-    """Weight of an entropy bonus."""
+    """Weight of an entropy bonus, the mean over the step's learned tokens."""
     curiosity: Share = 0.0
     """Least share of a group that should zoom: below it a right answer after a zoom is paid the
     difference."""

@@ -12,6 +12,9 @@ from pydantic import Field, PositiveInt, model_validator
 
 from saccade.config.nodes import Node, NonNegative, NonNegativeInt
 
+BoxMeaning = Literal["auto", "xywh", "xyxy"]
+"""What four numbers of a box are; `auto` is the format's own habit."""
+
 
 class ScreensSource(Node):
     """Generated pages and what to click on them; boxes are read off the pages' own elements."""
@@ -79,7 +82,7 @@ class ScreenSpotSource(Node):
     """Folder of the pictures; default: searched below `path`."""
     layout: Literal["auto", "v1", "v2", "pro", "points"] = "auto"
     """ScreenSpot v1, v2, Pro, or `points` = rows with a click point and no box (ScreenAgent)."""
-    boxes: Literal["auto", "xywh", "xyxy"] = "auto"
+    boxes: BoxMeaning = "auto"
     """Convention of `bbox`; `auto` is the layout's own, and a file that contradicts it is refused.
     """
     platforms: list[str] = []

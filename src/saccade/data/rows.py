@@ -199,6 +199,12 @@ def image_key(images: tuple[ImageRef, ...]) -> str | None:
     return "|".join(keys) or None
 
 
+def unique_id(name: str, *, known: Counter[str]) -> str:
+    """`name`, or where it was given before the next free one of `name-2`, `name-3`, ..."""
+    known[name] += 1
+    return name if known[name] == 1 else unique_id(f"{name}-{known[name]}", known=known)
+
+
 def match_columns(
     wanted: Mapping[Any, Column], *, available: list[str] | int | None, where: str
 ) -> dict[str, Column]:

@@ -81,14 +81,16 @@ class KeyedLines:
         self._fits = False
         if not self.path.is_file():
             return []
-        lines = self.path.read_text("utf-8").split("\n")
-        if lines[0] != self.header:
+        content = self.path.read_bytes()
+        # a killed writer left half a line, perhaps half a character
+        whole = content[: content.rfind(b"\n") + 1]
+        header, *lines = whole.decode("utf-8").split("\n")
+        if header != self.header:
             return []
-        if lines[-1]:  # a killed writer left half a line
-            torn = len(lines[-1].encode())
-            os.truncate(self.path, self.path.stat().st_size - torn)
-        self._fits = len(lines) > 1  # else even the first line is torn
-        return [json.loads(line) for line in lines[1:-1] if line]
+        if len(whole) < len(content):
+            os.truncate(self.path, len(whole))
+        self._fits = True
+        return [json.loads(line) for line in lines if line]
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Add lines; they survive a kill right after this returns. `read` comes first: what is

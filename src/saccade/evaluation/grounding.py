@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from saccade.config.errors import InputError
 from saccade.config.schema import Config
-from saccade.config.screens import ScreenSpotSource
+from saccade.config.screens import BoxMeaning, ScreenSpotSource
 from saccade.data.samples import DataError, Sample
 from saccade.data.sources import SampleSource, open_source
 from saccade.evaluation.grounding_costs import cost_of, mean_costs
@@ -61,15 +61,20 @@ def evaluate_grounding(
     limit: int | None = None,
     checkpoint: Path | None = None,
     screens: Path | None = None,
+    boxes: BoxMeaning = "auto",
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Answer the held-out targets, or those of the folder `screens`, and write what came of it.
+
+    `boxes` is what the numbers of that folder's boxes mean.
 
     Raises InputError when the run has no weights or no row can be scored.
     """
     config = run.config()
     dialogue = load_policy(run, checkpoint=checkpoint)
-    wanted = config.data.eval if screens is None else spotted(screens)
+    wanted = config.data.eval
+    if screens is not None:
+        wanted = ScreenSpotSource(type="screenspot", path=screens, boxes=boxes)
     source = open_source(wanted)
     indices = select_indices(source, limit=limit)
     broken: list[DataError] = []
@@ -89,6 +94,7 @@ def evaluate_grounding(
         "model": fingerprint(weights_folder(run, checkpoint=checkpoint)),
         "data": source.fingerprint(),
         "name": None if screens is None else screens_name(screens),
+        "screens": None if screens is None else str(screens.resolve()),
         "skipped": [str(error) for error in broken],
         "settings": settings_of(dialogue),
     }
@@ -98,18 +104,23 @@ def evaluate_grounding(
 def rejudge_grounding(run: RunDir, *, screens: Path | None = None) -> dict[str, Any]:
     """Judge the stored episodes again, with the scoring rules as they are now; needs no model."""
     predictions, summary = files_of(run, screens)
+    option = f" --screens {screens}" if screens else ""
     if not predictions.is_file():
-        option = f" --screens {screens}" if screens else ""
         raise InputError(
             f"{predictions}: no stored answers\n  fix: run `saccade eval {run.path}{option}` first"
         )
-    kept = ("recipe", "model", "data", "name", "skipped", "settings")
+    kept = ("recipe", "model", "data", "name", "screens", "skipped", "settings")
     before = read_json(summary) or {}
     missing = [name for name in kept if name not in before]
     if missing:
         raise InputError(
             f"{summary}: does not say {', '.join(missing)}"
-            f"\n  fix: run `saccade eval {run.path}` again"
+            f"\n  fix: run `saccade eval {run.path}{option}` again"
+        )
+    if screens is not None and before["screens"] != str(screens.resolve()):
+        raise InputError(
+            f"{predictions}: holds answers on {before['screens']}, not on {screens.resolve()}"
+            f"\n  fix: run `saccade eval {run.path} --screens {screens}`, which replaces them"
         )
     rows = [_judged(row) for row in read_rows(predictions)]
     return _write((predictions, summary), rows, {name: before[name] for name in kept})
@@ -161,12 +172,10 @@ def screens_folder(run: RunDir) -> Path:
 
 def screens_name(screens: Path) -> str:
     """The name that results of a folder (or an annotation file) are kept under."""
-    return screens.resolve().stem
-
-
-def spotted(path: Path) -> ScreenSpotSource:
-    """A folder or file of the ScreenSpot family as a source."""
-    return ScreenSpotSource(type="screenspot", path=path)
+    place = screens.resolve()
+    # by its ending: stored answers are judged again where the screens are gone
+    is_file = place.suffix.lower() in (".json", ".jsonl", ".parquet") and not place.is_dir()
+    return f"{place.parent.name}-{place.stem}" if is_file else place.name
 
 
 def usual_look(config: Config) -> Look:

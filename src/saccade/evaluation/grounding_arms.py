@@ -56,7 +56,7 @@ TITLES = {
     "never": "never look again",
     "always": "always look again",
     "learned": "learned policy",
-    "random": "random gate",
+    "random": "random gate at equal pixels",
     "dispersion": "dispersion gate",
     "dispersion_plain": "dispersion gate, 8 passes",
     "confidence": "confidence gate",
@@ -87,6 +87,7 @@ class Rolled:
             always_hit_N=np.array([one.right for one in self.always], dtype=np.float64),
             never_pixels_N=np.array([one.pixels for one in self.never], dtype=np.float64),
             always_pixels_N=np.array([one.pixels for one in self.always], dtype=np.float64),
+            always_looks_N=_more_looks(self.always),
         )
 
     @property
@@ -95,7 +96,13 @@ class Rolled:
             hit_N=np.array([one.right for one in self.free], dtype=np.float64),
             pixels_N=np.array([one.pixels for one in self.free], dtype=np.float64),
             zoom_N=np.array([one.zoomed for one in self.free], dtype=np.float64),
+            looks_N=_more_looks(self.free),
         )
+
+
+def _more_looks(episodes: Sequence[Scored]) -> np.ndarray:
+    """Views beside the first."""
+    return np.array([one.looks - 1 for one in episodes], dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,10 @@ def compare_arms(
         _row(name, gated, test=test, buckets=buckets, small_N=small, seed=seed)
         for name, gated in found.items()
     ]
-    rates = zoom_rates([one.zoomed for one in test.free], buckets)
+    rates = zoom_rates(
+        [one.zoomed for one in test.free], buckets,
+        screens=[one.screen for one in test.free], seed=seed,
+    )  # fmt: skip
     order = order_of(rates)
     calibrators = fitted_calibrators(validation)
     calibration = calibrations(test, calibrators)
@@ -147,17 +157,19 @@ def compare_arms(
 
 
 def gates_of(test: Rolled, validation: Rolled) -> list[Gate]:
-    """Every gate, and how sure it is of each target."""
+    """Every gate, and how sure it is of each target; no size gate where answers are points."""
     first_N = np.array([one.first_pixels for one in test.never], dtype=np.float64)
     passes = max(len(one) for one in test.sampled)
     agreement = _sure(validation, _agreement), _sure(test, _agreement)
-    return [
+    gates = [
         Gate("dispersion", *agreement),
         # each sample reads the screenshot anew; one of the passes is the first look itself
         Gate("dispersion_plain", *agreement, extra_N=(passes - 1) * first_N),
         Gate("confidence", _sure(validation, _trust), _sure(test, _trust)),
-        Gate("size", _sure(validation, _answer_side), _sure(test, _answer_side)),
     ]
+    if any(one.answer_side is not None for one in (*validation.never, *test.never)):
+        gates.append(Gate("size", _sure(validation, _answer_side), _sure(test, _answer_side)))
+    return gates
 
 
 def _sure(rolled: Rolled, of: Callable[[Scored, Sequence[Scored]], float]) -> np.ndarray:
@@ -192,7 +204,7 @@ def _arms(test: Rolled, validation: Rolled, gates: Sequence[Gate]) -> dict[str, 
         "never": at_threshold(pairs, np.zeros(count), threshold=0.0),
         "always": at_threshold(pairs, np.zeros(count), threshold=-1.0),
         "learned": learned,
-        "random": random_gate(pairs, rate=learned.rate),
+        "random": random_gate(pairs, pixels=learned.pixels),
     }
     rate = validation.learned.rate
     for gate in gates:
@@ -312,7 +324,7 @@ def _prices(
 ) -> list[dict[str, Any]]:
     """For each price of a look: every gate at the threshold that validation finds best, on test.
 
-    `worth` is accuracy minus the price of the looks.
+    `worth` is accuracy minus the price of every view beside the first.
     """
     before = validation.pairs
     fixed = {name: _worth(one) for name, one in (
@@ -338,7 +350,7 @@ def _prices(
 def _worth(found: Gated) -> Callable[[float], dict[str, Any]]:
     def told(price: float) -> dict[str, Any]:
         return {"tau": None, "accuracy": found.accuracy, "zoom_rate": found.rate,
-                "pixels": found.pixels, "worth": found.accuracy - price * found.rate}  # fmt: skip
+                "pixels": found.pixels, "worth": found.accuracy - price * found.looks}  # fmt: skip
 
     return told
 

@@ -29,7 +29,13 @@ from saccade.evaluation.grounding_arms import Rolled, compare_arms
 from saccade.evaluation.grounding_costs import selector_key
 from saccade.evaluation.grounding_plot import save_grounding
 from saccade.evaluation.grounding_rows import Scored, scored
-from saccade.evaluation.load import Progress, fingerprint, select_indices, weights_folder
+from saccade.evaluation.load import (
+    Progress,
+    fingerprint,
+    select_indices,
+    spread_evenly,
+    weights_folder,
+)
 from saccade.evaluation.records import write_json
 from saccade.training.rundir import RunDir, read_json
 
@@ -186,7 +192,7 @@ class Rollouts:
             group for group in source.groups()
             if zlib.crc32(_screen(source, group).encode()) % 2 == SPLITS.index(split)
         ]  # fmt: skip
-        return [position for group in groups for position in group][:limit]
+        return spread_evenly(groups, limit=limit)
 
     def _file(self, split: str, way: str) -> KeyedLines:
         folder: Path = self.run.path / "comparison"
@@ -204,6 +210,7 @@ def episodes_key(config: Config, *, model: str, data: str) -> dict[str, Any]:
     return {
         "model": model, "data": data,
         "pixels": [config.model.min_pixels, config.model.max_pixels],
+        "dtype": config.model.dtype, "attention": config.model.attention,
         "zoom": settings.zoom.model_dump(mode="json"), "tools": settings.tools,
         "answer": settings.answer, "coordinates": settings.coordinates,
         "stated": settings.reward.stated, "temperature": settings.grpo.temperature,

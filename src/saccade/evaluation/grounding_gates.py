@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from saccade.evaluation.statistics import wilson_interval
+from saccade.evaluation.statistics import LEAST_GROUPS, grouped_interval
 
 SIZES = ("<4", "4-8", "8-16", "16-32", "32+", "unknown")
 """Buckets of target sizes as `grounding.episodes.bucket_of` names them, smallest first."""
@@ -35,12 +35,16 @@ def in_order(buckets: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Both outcomes of every target: `never` without a second look, `always` with one."""
+    """Both outcomes of every target: `never` without a second look, `always` with one.
+
+    `always_looks_N` counts the views beside the first that `always` was shown.
+    """
 
     never_hit_N: np.ndarray
     always_hit_N: np.ndarray
     never_pixels_N: np.ndarray
     always_pixels_N: np.ndarray
+    always_looks_N: np.ndarray
 
     def __len__(self) -> int:
         return len(self.never_hit_N)
@@ -48,7 +52,8 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Gated:
-    """What a gate comes to on every target, as expected values; `zoom_N` is its chance of a look.
+    """What a gate comes to on every target, as expected values; `zoom_N` is its chance to look
+    again, `looks_N` the number of views beside the first.
 
     `pixels_N` holds what deciding costs, too.
     """
@@ -56,6 +61,7 @@ class Gated:
     hit_N: np.ndarray
     pixels_N: np.ndarray
     zoom_N: np.ndarray
+    looks_N: np.ndarray
     threshold: float | None = None
 
     @property
@@ -69,6 +75,10 @@ class Gated:
     @property
     def rate(self) -> float:
         return float(self.zoom_N.mean())
+
+    @property
+    def looks(self) -> float:
+        return float(self.looks_N.mean())
 
 
 def gated(
@@ -84,13 +94,15 @@ def gated(
         hit_N=(1 - weight_N) * pairs.never_hit_N + weight_N * pairs.always_hit_N,
         pixels_N=(1 - weight_N) * pairs.never_pixels_N + weight_N * pairs.always_pixels_N + extra_N,
         zoom_N=weight_N,
+        looks_N=weight_N * pairs.always_looks_N,
         threshold=threshold,
     )
 
 
-def random_gate(pairs: Pairs, *, rate: float) -> Gated:
-    """Look again with the same chance everywhere: the exact expectation, nothing is drawn."""
-    return gated(pairs, np.full(len(pairs), rate))
+def random_gate(pairs: Pairs, *, pixels: float) -> Gated:
+    """Look again with the same chance everywhere, at these mean pixels: the exact expectation,
+    nothing is drawn."""
+    return at_pixels(pairs, np.zeros(len(pairs)), pixels=pixels)
 
 
 def oracle(pairs: Pairs) -> Gated:
@@ -160,15 +172,22 @@ def curve(
     ]  # fmt: skip
 
 
-def zoom_rates(zoomed: Sequence[bool], buckets: Sequence[str]) -> list[dict[str, Any]]:
-    """Per bucket the share that looked again and its 95 % Wilson interval, small targets first."""
+def zoom_rates(
+    zoomed: Sequence[bool], buckets: Sequence[str], *, screens: Sequence[str], seed: int = 0
+) -> list[dict[str, Any]]:
+    """Per bucket the share that looked again and its 95 % interval, small targets first.
+
+    `screens` names the screenshot of each target; the interval is resampled by screenshot.
+    """
     rows = []
     for name in in_order(buckets):
-        mine = [one for one, bucket in zip(zoomed, buckets, strict=True) if bucket == name]
-        low, high = wilson_interval(sum(mine), total=len(mine))
+        places = [place for place, bucket in enumerate(buckets) if bucket == name]
+        hits = {str(place): zoomed[place] for place in places}
+        groups = {str(place): screens[place] for place in places}
+        low, high = grouped_interval(hits, groups=groups, seed=seed)
         rows.append(
-            {"bucket": name, "samples": len(mine), "zoom_rate": sum(mine) / len(mine),
-             "low": low, "high": high}
+            {"bucket": name, "samples": len(hits), "screens": len(set(groups.values())),
+             "zoom_rate": sum(hits.values()) / len(hits), "low": low, "high": high}
         )  # fmt: skip
     return rows
 
@@ -178,16 +197,19 @@ def order_of(rates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     `falls`: no bucket's interval lies above that of a bucket of smaller targets, and the largest
     targets' lies below the smallest ones'. `rises`: some bucket's does (named in `against`).
-    `flat`: neither. `steps` says the same of the bare rates: True where none is above the one
-    before it.
+    `flat`: neither. `unknown`: fewer than two buckets stand on enough screenshots to be compared;
+    the others take no part. `steps` says the same of the bare rates: True where none is above the
+    one before it.
     """
-    sized = [row for row in rates if row["bucket"] != "unknown"]
+    sized = [
+        row for row in rates if row["bucket"] != "unknown" and row["screens"] >= LEAST_GROUPS
+    ]  # fmt: skip
     against = [
         [small["bucket"], large["bucket"]]
         for small, large in combinations(sized, 2)
         if large["low"] > small["high"]
     ]
     apart = len(sized) > 1 and sized[0]["low"] > sized[-1]["high"]
-    verdict = "rises" if against else "falls" if apart else "flat"
+    verdict = "rises" if against else "falls" if apart else "flat" if sized[1:] else "unknown"
     steps = all(one["zoom_rate"] >= two["zoom_rate"] for one, two in pairwise(sized))
     return {"order": verdict, "against": against, "steps": steps}

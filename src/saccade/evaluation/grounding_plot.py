@@ -63,7 +63,9 @@ def draw_accuracy_cost(figure: Figure, result: Row, theme: Theme) -> None:
     ends = [(row["pixels"] / 1000, 100 * row["accuracy"]) for row in (never, always)]
     axes.plot(*zip(*ends, strict=True), color=theme.muted, linestyle=":", label="random gate")
     for name, label, color, line in CURVES:
-        points = result["curves"][name]
+        points = result["curves"].get(name, ())
+        if not points:
+            continue
         xs, ys = [p["pixels"] / 1000 for p in points], [100 * p["accuracy"] for p in points]
         axes.plot(xs, ys, color=color, linestyle=line, linewidth=1.5, label=label)
     for row, label, marker in ((never, "never", "s"), (always, "always", "^"),

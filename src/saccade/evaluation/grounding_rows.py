@@ -17,11 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from saccade.data.boxes import Box
 from saccade.evaluation.grounding_gates import in_order
 from saccade.evaluation.statistics import wilson_interval
 from saccade.grounding.episodes import answer_of_row, target_side, verdict_of_row
-from saccade.scoring.points import NEAR, judge_near
+from saccade.scoring.points import NEAR
 
 IOU_BAR = 0.5
 GRID = 100
@@ -168,9 +170,9 @@ def _points(scored: Sequence[Scored]) -> dict[str, Any] | None:
 
 def chance_near(target: Sequence[float]) -> float:
     """Chance that a click anywhere on the screen comes near `target`, on a grid of clicks."""
-    clicks = [(k + 0.5) / GRID for k in range(GRID)]
-    hits = sum(judge_near(point=(x, y), target=target).hit for x in clicks for y in clicks)
-    return hits / GRID**2
+    clicks_G = (np.arange(GRID) + 0.5) / GRID
+    across_G, down_G = clicks_G - target[0], clicks_G - target[1]
+    return float((np.hypot(across_G[:, None], down_G[None, :]) <= NEAR).mean())
 
 
 def _by(scored: Sequence[Scored], of: Callable[[Scored], str]) -> dict[str, dict[str, Any]]:

@@ -1,12 +1,13 @@
 """Grounding as terminal tables: scores of one run, ways to look, and how the bars stand.
 
-In goes the content of `evaluation.json` or `comparison.json`; out come rich renderables, and the
-sentences that the report shares. Left out: printing and HTML.
+In go the content of `evaluation.json` or `comparison.json`; out come rich renderables that fit 80
+columns, and the sentences that the report shares. Left out: prices of a look (the report has
+them), printing and HTML.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -20,25 +21,36 @@ Row = Mapping[str, Any]
 PARTS = {"platform": "platform", "element": "element", "size": "side in first look, px"}
 COST_NAMES = ("visual tokens", "all tokens", "operations")
 STANDINGS = {"clear": "met, beyond the interval", "met": "met", "missed": "missed",
-             "unknown": "not measured"}  # fmt: skip
+             "unknown": "cannot be told"}  # fmt: skip
 STYLES = {"clear": "green", "met": "green", "missed": "red", "unknown": "dim"}
 
 
 def grounding_table(result: Row) -> Any:
     """Accuracy by platform, element and size beside clicking at random, with looks and cost."""
-    table = Table(title=_title(result), title_justify="left")
-    table.add_column("targets")
-    table.add_column("")
-    for name in ("in box %", "95% interval", "random %", "IoU>=0.5 %", "looks again %", "kpixels",
-                 "tokens", "targets"):  # fmt: skip
-        table.add_column(name, justify="right")
+    right = _by_part(result, _right, title=_title(result))
+    spent = _by_part(result, _spent, title="What it took")
+    spent.caption = "\n".join([*notes(result), *setting_lines(result["settings"])])
+    spent.caption_justify = "left"
+    return Group(right, spent)
+
+
+def _by_part(result: Row, cells: Callable[[Row], dict[str, str]], *, title: str) -> Table:
+    table = _table(title, "targets", "", right=list(cells(result)))
     for part, heading in PARTS.items():
         for place, (name, found) in enumerate(result["parts"][part].items()):
-            table.add_row(heading if not place else "", name, *_cells(found))
+            table.add_row(heading if not place else "", name, *cells(found).values())
         table.add_section()
-    table.add_row("all", "", *_cells(result), style="bold")
-    table.caption = "\n".join([*notes(result), *setting_lines(result["settings"])])
-    table.caption_justify = "left"
+    table.add_row("all", "", *cells(result).values(), style="bold")
+    return table
+
+
+def _table(title: str, *names: str, right: Sequence[str]) -> Table:
+    """An empty table of words on the left and numbers on the right."""
+    table = Table(title=title, title_justify="left")
+    for name in names:
+        table.add_column(name)
+    for name in right:
+        table.add_column(name, justify="right")
     return table
 
 
@@ -47,18 +59,27 @@ def _title(result: Row) -> str:
     return f"{name}{result['samples']} held-out targets, judged by point in box"
 
 
-def _cells(found: Row) -> list[str]:
+def _right(found: Row) -> dict[str, str]:
     accuracy, iou = found["accuracy"], found["iou"]
-    return [
-        percent(accuracy),
-        "" if accuracy is None else f"{percent(found['low'])} to {percent(found['high'])}",
-        percent(found["random"], digits=2),
-        "" if iou is None else percent(iou["share"]),
-        percent(found["zoom_rate"]["share"]),
-        "" if found["pixels"] is None else f"{found['pixels'] / 1000:.1f}",
-        "" if found["tokens"] is None else f"{found['tokens']:.1f}",
-        str(found["samples"]),
-    ]
+    return {
+        "in\nbox %": percent(accuracy),
+        "95% interval": "" if accuracy is None else _between(found),
+        "random %": percent(found["random"], digits=2),
+        "IoU\n>=0.5 %": "" if iou is None else percent(iou["share"]),
+        "targets": str(found["samples"]),
+    }
+
+
+def _spent(found: Row) -> dict[str, str]:
+    return {
+        "looks\nagain %": percent(found["zoom_rate"]["share"]),
+        "kpixels": "" if found["pixels"] is None else f"{found['pixels'] / 1000:.1f}",
+        "tokens": "" if found["tokens"] is None else f"{found['tokens']:.1f}",
+    }
+
+
+def _between(found: Row) -> str:
+    return f"{percent(found['low'])} to {percent(found['high'])}"
 
 
 def percent(value: float | None, *, digits: int = 1) -> str:
@@ -109,32 +130,39 @@ def setting_lines(settings: Row) -> list[str]:
 
 
 def compared_table(result: Row) -> Any:
-    """Ways to look, the prices, and how the bars stand."""
-    return Group(_arms(result), _sizes(result), _calibration(result), _bars(result))
-
-
-def readings_table(result: Row) -> Table:
-    """Ways to read a look, with what each really costs."""
-    title = f"{result['samples']} held-out targets, {result['small_samples']} of them small"
-    table = Table(title=title, title_justify="left")
-    table.add_column("what is read")
-    for name in ("in box %", "95% interval", "small %", "looks again %", *COST_NAMES,
-                 "ours is better by"):  # fmt: skip
-        table.add_column(name, justify="right")
-    for row in result["readings"]:
-        table.add_row(
-            row["title"], percent(row["accuracy"]),
-            f"{percent(row['low'])} to {percent(row['high'])}", percent(row["accuracy_small"]),
-            percent(row["zoom_rate"]), *cost_cells(row["costs"]),
-            "" if row["ours"] else points(row["difference"]),
-            style="bold" if row["ours"] else "",
-        )  # fmt: skip
-    table.caption = (
-        "means per target over all its looks; operations of the vision tower, the selector and the"
-        "\nlanguage model; differences in points with 95% intervals, paired by screenshot"
+    """Ways to look, how they differ, looks by size, calibration, and how the bars stand."""
+    return Group(
+        _arms(result), _differences(result), _sizes(result), _calibration(result), _bars(result)
     )
-    table.caption_justify = "left"
-    return table
+
+
+def readings_table(result: Row) -> Any:
+    """Ways to read a look, with what each really costs."""
+    found = _table(
+        _counted(result), "what is read",
+        right=("in box %", "95% interval", "small %", "ours is better by"),
+    )  # fmt: skip
+    spent = _table("What it costs", "what is read", right=("looks again %", *COST_NAMES))
+    for row in result["readings"]:
+        style = "bold" if row["ours"] else ""
+        found.add_row(
+            row["title"], percent(row["accuracy"]), _between(row), percent(row["accuracy_small"]),
+            "" if row["ours"] else points(row["difference"]), style=style,
+        )  # fmt: skip
+        spent.add_row(
+            row["title"], percent(row["zoom_rate"]), *cost_cells(row["costs"]), style=style
+        )
+    spent.caption = (
+        "means per target over all its looks; operations of the vision tower, the\n"
+        "selector and the language model; differences in points with 95% intervals,\n"
+        "paired by screenshot"
+    )
+    spent.caption_justify = "left"
+    return Group(found, spent)
+
+
+def _counted(result: Row) -> str:
+    return f"{result['samples']} held-out targets, {result['small_samples']} of them small"
 
 
 def cost_cells(costs: Row | None) -> tuple[str, str, str]:
@@ -146,29 +174,39 @@ def cost_cells(costs: Row | None) -> tuple[str, str, str]:
 
 
 def _arms(result: Row) -> Table:
-    title = f"{result['samples']} held-out targets, {result['small_samples']} of them small"
-    table = Table(title=title, title_justify="left")
-    table.add_column("who looks again", no_wrap=True)
-    for name in ("in box %", "95% interval", "small %", "looks again %", "kpixels",
-                 "learned is better by", "on small targets"):  # fmt: skip
-        table.add_column(name, justify="right")
+    table = _table(
+        _counted(result), "who looks again",
+        right=("in\nbox %", "95% interval", "small %", "looks\nagain %", "kpixels"),
+    )  # fmt: skip
     for row in result["rows"]:
         table.add_row(
-            row["title"], percent(row["accuracy"]),
-            f"{percent(row['low'])} to {percent(row['high'])}", percent(row["accuracy_small"]),
-            percent(row["zoom_rate"]), f"{row['pixels'] / 1000:.1f}",
-            *("" if row["arm"] == "learned" else points(row[key])
-              for key in ("difference", "difference_small")),
-            style="bold" if row["arm"] == "learned" else "",
+            row["title"], percent(row["accuracy"]), _between(row), percent(row["accuracy_small"]),
+            percent(row["zoom_rate"]), f"{row['pixels'] / 1000:.1f}", style=_style(row),
         )  # fmt: skip
     table.caption = (
-        "differences in points with 95% intervals, paired by screenshot; gates decide between never"
-        "\nand always, by a threshold fitted on"
-        f" {result['validation_samples']} validation targets to look as often as the"
-        "\nlearned policy there; `at equal pixels` = at exactly the learned policy's cost here"
+        f"gates decide by a threshold fitted on {result['validation_samples']} validation targets"
+        " to look\nas often as the learned policy there; `at equal pixels` = at exactly the\n"
+        "learned policy's cost here"
     )
     table.caption_justify = "left"
     return table
+
+
+def _differences(result: Row) -> Table:
+    table = _table(
+        "How much better the learned policy is", "than", right=("in all", "on small targets")
+    )
+    for row in result["rows"]:
+        if row["arm"] != "learned":
+            both = (points(row[key]) for key in ("difference", "difference_small"))
+            table.add_row(row["title"], *both)
+    table.caption = "points with 95% intervals, paired by screenshot"
+    table.caption_justify = "left"
+    return table
+
+
+def _style(row: Row) -> str:
+    return "bold" if row["arm"] == "learned" else ""
 
 
 def points(found: Row) -> str:
@@ -189,7 +227,7 @@ def _sizes(result: Row) -> Table:
     for rate in result["zoom_by_size"]:
         table.add_row(
             rate["bucket"], str(rate["samples"]), percent(rate["zoom_rate"]),
-            f"{percent(rate['low'])} to {percent(rate['high'])}",
+            _between(rate),
             *(percent(row["by_bucket"][rate["bucket"]]) for row in arms),
         )  # fmt: skip
     return table

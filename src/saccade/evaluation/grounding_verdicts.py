@@ -2,7 +2,8 @@
 
 In go the rows and rates of a comparison; out comes one verdict per bar: what was measured with its
 95 % interval, what was asked, and how it stands: `clear` (the whole interval passes), `met` (the
-measured value passes, its interval does not), `missed`, or `unknown` where nothing was measured.
+measured value passes, its interval does not), `missed`, or `unknown` where nothing was measured or
+too few screenshots were. Gates that could not be had (`grounding_arms.py`) have no bar.
 Left out: wording for people (`grounding_table.py`).
 """
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Literal
+
+from saccade.evaluation.statistics import LEAST_GROUPS
 
 Row = Mapping[str, Any]
 Standing = Literal["clear", "met", "missed", "unknown"]
@@ -20,7 +23,8 @@ SHORTFALL = -0.03
 """Against always looking again, in accuracy: at most so much less."""
 PIXEL_SHARE = 0.6
 """Of what always looking again costs, at most."""
-ORDERS: dict[str, Standing] = {"falls": "met", "flat": "missed", "rises": "missed"}
+ORDERS: dict[str, Standing] = {"falls": "met", "flat": "missed", "rises": "missed",
+                               "unknown": "unknown"}  # fmt: skip
 
 
 def verdicts(
@@ -40,6 +44,7 @@ def verdicts(
             ("dispersion", "dispersion_equal"), ("confidence", "confidence_equal"),
             ("predicted-size", "size_equal"), ("random", "random"),
         )
+        if arm in rows
     ]  # fmt: skip
     found.append(
         _verdict("looks get rarer as targets get larger", None, standing=ORDERS[order["order"]])
@@ -62,6 +67,8 @@ def _over(name: str, difference: Row, *, bar: float) -> dict[str, Any]:
     passes = mean > bar if strict else mean >= bar
     surely = low > bar if strict else low >= bar
     standing: Standing = "clear" if surely else "met" if passes else "missed"
+    if difference["groups"] < LEAST_GROUPS:
+        standing = "unknown"
     found = _verdict(name, mean, bar=bar, standing=standing, sign=">" if strict else ">=")
     return {**found, "low": low, "high": difference["high"]}
 

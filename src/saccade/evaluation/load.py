@@ -253,10 +253,15 @@ def select_indices(source: SampleSource, *, limit: int | None) -> list[int]:
     Whole images are taken (their questions share the encoder's work) until `limit` is reached, so
     files sorted by kind or answer are still sampled throughout.
     """
-    groups = source.groups()
-    if limit is None or limit >= len(source):
+    return spread_evenly(source.groups(), limit=limit)
+
+
+def spread_evenly(groups: Sequence[Sequence[int]], *, limit: int | None) -> list[int]:
+    """All positions, or about `limit` in whole groups from the first to the last."""
+    total = sum(map(len, groups))
+    if limit is None or limit >= total:
         return [i for group in groups for i in group]
-    wanted = max(1, round(limit / (len(source) / len(groups))))
+    wanted = max(1, round(limit / (total / len(groups))))
     picks = [groups[k * len(groups) // wanted] for k in range(wanted)]
     return [i for group in picks for i in group][:limit]
 

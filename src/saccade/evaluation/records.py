@@ -19,6 +19,7 @@ from saccade.data.samples import Sample
 from saccade.evaluation.statistics import normal_interval, wilson_interval
 from saccade.scoring.answers import score_answer
 from saccade.scoring.captions import UNBOUNDED
+from saccade.training.events import plain
 from saccade.training.rundir import write_atomically
 
 
@@ -140,8 +141,9 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON; readers see the whole file or none of it."""
-    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """Write JSON, NaN and infinities as null; readers see the whole file or none of it."""
+    text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, text + "\n")
 
 
 def read_predictions(path: Path) -> list[Prediction]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from saccade.config.errors import InputError
 from saccade.config.schema import Budget, Source
+from saccade.config.screens import BoxMeaning
 from saccade.config.streams import StreamSource
 from saccade.data.samples import DataError
 from saccade.data.sources import open_source
@@ -60,19 +61,22 @@ def evaluate_run(
     keep: Budget | None = None,
     checkpoint: Path | None = None,
     screens: Path | None = None,
+    boxes: BoxMeaning = "auto",
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Score the run's model on `data.eval` and write predictions and summary.
 
     `keep` defaults to the configured budget, `checkpoint` to the finished model or, before that
-    exists, the newest checkpoint; `screens` is a folder that a grounding run is scored on instead.
+    exists, the newest checkpoint; `screens` is a folder that a grounding run is scored on instead,
+    whose boxes mean `boxes`.
     Raises InputError for an arm the run has not.
     """
     config = run.config()
     if config.recipe == "grounding":
         return grounding.evaluate_grounding(
-            run, limit=limit, checkpoint=checkpoint, screens=screens, progress=progress
-        )
+            run, limit=limit, checkpoint=checkpoint, screens=screens, boxes=boxes,
+            progress=progress,
+        )  # fmt: skip
     _refuse_screens(run, screens)
     if isinstance(config.data.eval, StreamSource) and config.recipe == "recursion":
         return reading.evaluate_reading(run, limit=limit, checkpoint=checkpoint, progress=progress)

@@ -9,7 +9,7 @@ stops what.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from saccade.config.errors import SaccadeError
@@ -113,8 +113,3 @@ class Detectors:
     def restore(self, saved: Mapping[str, Mapping]) -> None:
         """Take up what `saved` returned."""
         self.streaks, self.last = dict(saved["streaks"]), dict(saved["last"])
-
-
-def share(flags: Sequence[bool]) -> float:
-    """How many of them hold, of 1; 0 for none."""
-    return sum(flags) / len(flags) if flags else 0.0

@@ -67,30 +67,6 @@ def zoomer_score(boxes: Sequence[Box | None], log_probs: Sequence[float]) -> flo
     return box_agreement(boxes) + mean_probability(log_probs)
 
 
-def consensus(boxes: Sequence[Box | None]) -> int:
-    """Index of the sample that overlaps the others most; the first of equals."""
-    shared = [sum(iou(a, b) for b in boxes if a and b) for a in boxes]
-    return max(range(len(boxes)), key=lambda i: (shared[i], boxes[i] is not None, -i))
-
-
-def zoomer_crop(boxes: Sequence[Box | None], *, scale: float) -> Box | None:
-    """UI-Zoomer's crop about the consensus: per axis a radius of
-    scale * sqrt(variance of the samples' middles + (mean side / 4)^2), inside the picture.
-
-    None where no sample can be read. The environment widens a crop that is too small.
-    """
-    read = [box for box in boxes if box is not None]
-    if not read:
-        return None
-    middle = read[consensus(read)].center
-    edges = []
-    for axis in (0, 1):
-        side = float(np.mean([(box.width, box.height)[axis] for box in read]))
-        radius = scale * math.sqrt(float(np.var([b.center[axis] for b in read])) + (side / 4) ** 2)
-        edges.append((middle[axis] - radius, middle[axis] + radius))
-    return Box(edges[0][0], edges[1][0], edges[0][1], edges[1][1]).clamped()
-
-
 def brier(confidences: Sequence[float], hits: Sequence[bool]) -> float:
     """Mean of (confidence - hit)^2; 0 is best."""
     sure, right = _paired(confidences, hits)

@@ -108,11 +108,6 @@ class Convention:
                 )
         return tuple(number / limits[i % 2] for i, number in enumerate(places))
 
-    def looks_foreign(self, numbers: Sequence[float]) -> bool:
-        """Whether readable numbers smell of convention 0-1 (for counting; they are read anyway)."""
-        inside = all(0 <= number <= 1 for number in numbers)
-        return self.name != "0-1" and inside and any(0 < number < 1 for number in numbers)
-
     def said(self) -> str:
         """The convention in words, for a prompt."""
         if self.name == "pixels":

@@ -307,18 +307,22 @@ class Dialogue:
         return ImageTokens(tuple(out.pooler_output), tuple(tuple(one) for one in levels))
 
     def log_probs(
-        self, batch: Mapping[str, Any], *, states: Tensor | None = None
+        self,
+        batch: Mapping[str, Any],
+        *,
+        states: Tensor | None = None,
+        temperature: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of each written token and the entropy it was chosen at, both [R, L].
 
-        At temperature 1, of the distribution without what is `shut`; 0 where nothing was written.
+        Of the distribution without what is `shut`, at `temperature`; 0 where nothing was written.
         """
         states_RLD = self.states(batch) if states is None else states
         labels_RL = batch["labels"].to(states_RLD.device)
         closed_RL = batch["closed_RL"].to(states_RLD.device)
         told_RL = labels_RL[:, 1:] != IGNORE_INDEX
         logits_TV = self.logits(states_RLD[:, :-1][told_RL], closed=closed_RL[:, 1:][told_RL])
-        chosen_T, entropy_T = measured(logits_TV, labels_RL[:, 1:][told_RL])
+        chosen_T, entropy_T = measured(logits_TV / temperature, labels_RL[:, 1:][told_RL])
         place = torch.nn.functional.pad(told_RL, (1, 0))
         empty = torch.zeros(labels_RL.shape, device=states_RLD.device)
         return (

@@ -107,7 +107,6 @@ class Facts:
     dispersion: float | None = None
     visual_tokens: int | None = None
     gate: str | None = None
-    needs_zoom: bool | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -208,11 +207,10 @@ def outcome_of(
     episode: Episode,
     *,
     config: GroundingConfig,
-    needs_zoom: bool | None = None,
     confidence: float | None = None,
 ) -> Outcome:
     """What the rewards look at. `confidence` defaults to the answer's mean token probability, or to
-    the stated one where the configuration says so."""
+    the stated one where the configuration says so. Whether a row needs a zoom is its own fact."""
     answered = episode.finish == "answered" and episode.answer is not None
     if config.reward.stated:
         confidence = episode.answer.stated if episode.answer else None
@@ -227,7 +225,7 @@ def outcome_of(
         zooms=episode.screen.zooms,
         most_calls=most_calls(config),
         confidence=confidence,
-        needs_zoom=needs_zoom,
+        needs_zoom=episode.task.sample.facts.get("needs_zoom"),
     )
 
 
@@ -280,7 +278,7 @@ def row_of(episode: Episode, *, facts: Facts, convention: Convention) -> dict[st
         "confidence": facts.after,
         "stated": episode.answer.stated if episode.answer else None,
         "calibrated": facts.calibrated, "dispersion": facts.dispersion,
-        "needs_zoom": facts.needs_zoom,
+        "needs_zoom": task.sample.facts.get("needs_zoom"),
         "reward": dict(facts.rewarded.parts) if facts.rewarded else None,
         "total": facts.rewarded.total if facts.rewarded else None, "advantage": facts.advantage,
     }  # fmt: skip

@@ -291,9 +291,14 @@ class _Stage:
             part.finish = self._answered(part) if ended else "truncated"
 
     def _answered(self, part: _Part) -> Finish | None:
-        """How the episode ends with this turn; None where it goes on."""
+        """How the episode ends with this turn; None where it goes on.
+
+        A call that is spelled letter by letter is none: its mark is what can be forbidden.
+        """
         turn = read_turn(part.turns[-1])
         if turn.kind == "call":
+            if self.dialogue.call not in part.pieces[-1][0]:
+                return "unreadable"
             if part.written >= self.most:  # nobody would see what the tool shows
                 return "truncated"
             result = part.screen.take(turn)

@@ -30,7 +30,7 @@ from saccade.training.rundir import FREE_KEYS
 CODE_ROOT = Path(__file__).parents[1]
 KEYED_FREE_KEYS = (
     "data.eval", "eval", "tiny_base.export", "training.batch_size", "training.accumulation",
-    "training.eval_samples",
+    "training.eval_samples", "grounding.tau_prices",
 )  # fmt: skip
 """Keys a run may change when it continues, that nevertheless change what later stages see."""
 UNKEYED = tuple(key for key in FREE_KEYS if key not in KEYED_FREE_KEYS)

@@ -34,7 +34,7 @@ FREE_KEYS = (
     "training.batch_size", "training.accumulation", "training.parallel",
     "training.gradient_checkpointing", "selector.feature_cache", "selector.feature_cache_gb",
     "launch", "shards.cache_gb", "shards.queue_batches", "shards.drawers", "recursion.eval_steps",
-    "recursion.halt_confidence", "recursion.noise",
+    "recursion.halt_confidence", "recursion.noise", "grounding.tau_prices",
 )  # fmt: skip
 """Keys (and sections) that may change when a run continues: they do not move the weights.
 
@@ -44,9 +44,9 @@ the checkpoint checks that. `training.steps` is not free: the learning-rate sche
 
 MEASURING_KEYS = (
     "eval", "data.eval", "data.on_error", "selector.keep", "selector.min_tokens",
-    "selector.max_tokens", "grounding.selector", "model.device", "model.dtype", "model.attention",
-    "model.min_pixels", "model.max_pixels", "recursion.eval_steps", "recursion.halt_confidence",
-    "recursion.noise",
+    "selector.max_tokens", "grounding.selector", "grounding.tau_prices", "model.device",
+    "model.dtype", "model.attention", "model.min_pixels", "model.max_pixels",
+    "recursion.eval_steps", "recursion.halt_confidence", "recursion.noise",
 )  # fmt: skip
 """Keys (and sections) that may differ from the trained run when it is measured."""
 

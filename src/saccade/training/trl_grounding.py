@@ -31,6 +31,7 @@ from saccade.grounding.episodes import Episode, Finish, Task, outcome_of
 from saccade.grounding.messages import instruction_text, read_turn, system_text
 from saccade.grounding.rewards import Rewarded, group_rewards
 from saccade.models.tools import FEW_TOKENS
+from saccade.training.grounding_phases import refuse_other_tools
 from saccade.training.state import untouched_randomness
 
 NUMBER = "number"
@@ -93,11 +94,7 @@ class TrlGrounding:
                 "grounding.grpo.rollouts=trl needs TRL, which is not installed"
                 "\n  fix: pip install 'saccade[rl]'"
             ) from error
-        if config.grounding.tools != ["zoom"]:
-            raise InputError(
-                f"grounding.tools={config.grounding.tools}: TRL's environment offers zoom alone"
-                "\n  fix: grounding.tools=[zoom], or grounding.grpo.rollouts=shared"
-            )
+        refuse_other_tools(config)
         self.config, self.tasks = config, list(tasks)
         self.dialogue = Dialogue(base, processor, config=config)
         self.made: list[Episode] = []

@@ -100,5 +100,5 @@ def contradiction(boxes: Sequence[Noted], *, meaning: Meaning) -> str:
     return (
         f"{first.where}: read as {SPELT[meaning]}, bbox [{shown}] {fault}, as do"
         f" {len(at_fault)} of {len(boxes)} boxes of this file; read as {SPELT[other]}, {rest}"
-        f"\n  fix: boxes={other}"
+        f"\n  fix: boxes={other}; on the command line --boxes {other}"
     )

@@ -46,27 +46,34 @@ def built_before(folder: Path, *, plan: Mapping[str, Any]) -> dict[str, Any] | N
             f"{folder}: holds rows that were built otherwise; different: {', '.join(other)}"
             "\n  fix: another folder as --out, or remove this one"
         )
-    for name, digest in manifest["files"].items():
+    for name, digest in {**manifest["files"], **manifest["picture_files"]}.items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             raise InputError(
                 f"{folder / name}: missing or not as it was written"
                 "\n  fix: remove the folder and build again"
             )
-    pictures = len(list((folder / IMAGES).glob("*"))) if (folder / IMAGES).is_dir() else 0
-    if pictures < manifest["pictures"]:
-        raise InputError(
-            f"{folder / IMAGES}: {pictures} pictures instead of {manifest['pictures']}"
-            "\n  fix: remove the folder and build again"
-        )
     return manifest
 
 
 @contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
-    """A folder to write into; it takes the place of `folder` when the block ends well."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    """A folder to write into; it takes the place of `folder` when the block ends well.
+
+    Raises InputError where no folder can be put.
+    """
+    folder = folder.resolve()
+    if Path.cwd().is_relative_to(folder):
+        raise InputError(
+            f"{folder}: the command runs in this folder, so it cannot be replaced"
+            "\n  fix: a folder of its own as --out"
+        )
     aside = folder.parent / f".{folder.name}.building"
-    aside.mkdir(exist_ok=True)
+    try:
+        aside.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror})\n  fix: another folder as --out"
+        ) from None
     descriptor = os.open(aside, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:

@@ -2,7 +2,8 @@
 
 Opened sources flow in; a folder flows out: `train.parquet`, `validation.parquet`, `test.parquet`
 (columns in `built.py`), the pictures beside them under `images/`, and `manifest.json`. Splits go
-by the pixels of the screenshot, so the same picture under two names is in one split. A public
+by the pixels of the screenshot, so the same picture under two names is in one split; generated
+pages come from the stream of the split they are for, so none is another split's page. A public
 benchmark's test rows are refused unless they are asked for, and then the manifest says so.
 Difficulty is the root of the target's area in pixels of the model's first look. The same build
 again changes nothing. Left out: drawing pages (`generated.py`), what models are asked
@@ -25,17 +26,20 @@ from PIL import Image
 
 from saccade.config.errors import InputError
 from saccade.config.schema import Source
+from saccade.config.screens import ScreensSource
 from saccade.data.boxes import Box, Size
 from saccade.data.images import load_image
+from saccade.data.rows import unique_id
 from saccade.data.samples import DataError, ImageRef, Sample
 from saccade.data.screens.built import OPTIONAL, TREES, schema
 from saccade.data.screens.chance import ClickChance
 from saccade.data.screens.folders import IMAGES, KIND, MANIFEST, built_before, written_aside
-from saccade.data.screens.splits import SPLITS, Shares, pixels_hash, split_of
+from saccade.data.screens.splits import SPLITS, Shares, Split, pixels_hash, split_of
 from saccade.data.sources import SampleSource, open_source
 from saccade.data.statistics import visual_tokens
+from saccade.data.tables import file_digest
 
-FORMAT = 1
+FORMAT = 2
 SOURCES = ("screens", "screenspot", "grounding")
 Progress = Callable[[str, int, int], None]
 
@@ -66,6 +70,14 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """An opened source; `split` where all its rows are of one, else their pixels decide."""
+
+    rows: SampleSource
+    split: Split | None = None
+
+
+@dataclass(frozen=True)
 class Kept:
     """A picture in the built folder."""
 
@@ -83,11 +95,12 @@ def build_grounding(
     Raises `InputError` for a source without targets, a benchmark that was not asked for, other
     content at the place, and (unless broken rows are skipped) `DataError` for a broken row.
     """
-    opened = [_opened(source) for source in sources]
+    streams = [_opened(source, shares=wanted.shares) for source in sources]
+    opened = [one.rows for group in streams for one in group]
     benchmarks = sorted({name for one in opened for name in getattr(one, "benchmarks", ())})
     if benchmarks and not wanted.allow_benchmark:
         raise InputError(
-            f"{_named_benchmark(sources, opened)}: these are the test rows of {benchmarks[0]}, a"
+            f"{_named_benchmark(sources, streams)}: these are the test rows of {benchmarks[0]}, a"
             " public benchmark; trained on, it measures nothing any more"
             "\n  fix: evaluate on it with data.eval.type=screenspot, or insist with"
             " --allow-benchmark (the manifest will say so)"
@@ -98,7 +111,7 @@ def build_grounding(
         return {**before, "built": False, "broken": []}
     with written_aside(out) as aside:
         try:
-            rows, broken = _rows(opened, folder=aside, wanted=wanted, progress=progress)
+            rows, broken = _rows(streams, folder=aside, wanted=wanted, progress=progress)
         finally:
             for one in opened:
                 getattr(one, "close", _nothing)()  # a browser that drew pages
@@ -112,6 +125,9 @@ def build_grounding(
         }
         files = {f"{split}.parquet": _write(rows, split, folder=aside) for split in SPLITS}
         manifest["files"] = files
+        manifest["picture_files"] = {
+            f"{IMAGES}/{one.name}": file_digest(one) for one in sorted((aside / IMAGES).iterdir())
+        }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return {**manifest, "built": True, "broken": broken}
 
@@ -155,18 +171,26 @@ def _nothing() -> None:
     """What most sources do when they are closed."""
 
 
-def _opened(source: Source) -> SampleSource:
+def _opened(source: Source, *, shares: Shares) -> list[Stream]:
     if source.type not in SOURCES:
         raise InputError(
             f"data.train.type={source.type}: its rows name no place on a screen"
             f"\n  fix: data.train.type=screens, or another of {', '.join(SOURCES)}"
         )
-    return open_source(source)
+    if not isinstance(source, ScreensSource):
+        return [Stream(open_source(source))]
+    return [
+        Stream(open_source(source.model_copy(update={"split": split, "screens": pages})), split)
+        for split, pages in shares.counts(source.screens).items() if pages
+    ]  # fmt: skip
 
 
-def _named_benchmark(sources: Sequence[Source], opened: Sequence[SampleSource]) -> str:
-    pairs = zip(sources, opened, strict=True)
-    source = next(source for source, one in pairs if getattr(one, "benchmarks", ()))
+def _named_benchmark(sources: Sequence[Source], streams: Sequence[Sequence[Stream]]) -> str:
+    pairs = zip(sources, streams, strict=True)
+    source = next(
+        source for source, group in pairs
+        if any(getattr(one.rows, "benchmarks", ()) for one in group)
+    )  # fmt: skip
     return str(getattr(source, "path", source.type))
 
 
@@ -195,20 +219,20 @@ def _plan(
 
 
 def _rows(
-    opened: Sequence[SampleSource], *, folder: Path, wanted: Wanted, progress: Progress | None
+    streams: Sequence[Sequence[Stream]], *, folder: Path, wanted: Wanted, progress: Progress | None
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    parts = shared_out([len(one) for one in opened], most=wanted.max_samples)
+    parts = shared_out(
+        [sum(len(one.rows) for one in group) for group in streams], most=wanted.max_samples
+    )
     total, done = sum(parts), 0
     rows: list[dict[str, Any]] = []
     broken: list[str] = []
-    ids: Counter[str] = Counter()
-    for source, part in zip(opened, parts, strict=True):
-        for group in chosen_groups(source, count=part):
-            for row in _rows_of(source, group, folder=folder, wanted=wanted, broken=broken):
-                ids[row["id"]] += 1
-                if ids[row["id"]] > 1:  # two sources may count their rows alike
-                    row["id"] = f"{row['id']}-{ids[row['id']]}"
-                rows.append(row)
+    known: Counter[str] = Counter()
+    for stream, part in _parts(streams, parts):
+        for group in chosen_groups(stream.rows, count=part):
+            for row in _rows_of(stream, group, folder=folder, wanted=wanted, broken=broken):
+                # two sources may count their rows alike
+                rows.append({**row, "id": unique_id(row["id"], known=known)})
             done += len(group)
             if progress is not None:
                 progress("building rows", done, total)
@@ -217,18 +241,32 @@ def _rows(
     return rows, broken
 
 
+def _parts(
+    streams: Sequence[Sequence[Stream]], parts: Sequence[int]
+) -> Iterator[tuple[Stream, int]]:
+    """Every stream and how many rows it gives: of one source's part, in proportion to its own."""
+    for group, part in zip(streams, parts, strict=True):
+        every = sum(len(one.rows) for one in group)
+        before = 0
+        for one in group:
+            after = before + len(one.rows)
+            yield one, round(part * after / every) - round(part * before / every)
+            before = after
+
+
 def _rows_of(
-    source: SampleSource, group: list[int], *, folder: Path, wanted: Wanted, broken: list[str]
+    stream: Stream, group: list[int], *, folder: Path, wanted: Wanted, broken: list[str]
 ) -> Iterator[dict[str, Any]]:
     """The rows of one screenshot; its picture is read once."""
     kept: dict[str, Kept] = {}
     for position in group:
         try:
-            sample = source[position]
+            sample = stream.rows[position]
             key = sample.image_key or sample.id
             if key not in kept:
                 kept[key] = _keep(sample.images[0], folder=folder, where=f"sample {sample.id}")
-            yield _row(sample, kept[key], folder=folder, wanted=wanted)
+            split = stream.split or split_of(kept[key].pixels, shares=wanted.shares)
+            yield _row(sample, kept[key], folder=folder, split=split, look=wanted.look)
         except DataError as error:
             if not wanted.skip_broken:
                 raise DataError(
@@ -239,7 +277,9 @@ def _rows_of(
             broken.append(f"{error.where}: {error.problem}")
 
 
-def _row(sample: Sample, kept: Kept, *, folder: Path, wanted: Wanted) -> dict[str, Any]:
+def _row(
+    sample: Sample, kept: Kept, *, folder: Path, split: Split, look: FirstLook
+) -> dict[str, Any]:
     facts: Mapping[str, Any] = sample.facts
     box = facts.get("box")
     loading = facts.get("loading")
@@ -259,10 +299,8 @@ def _row(sample: Sample, kept: Kept, *, folder: Path, wanted: Wanted) -> dict[st
         "height": kept.size[1],
         "image_sha256": kept.file_hash,
         "pixels_sha256": kept.pixels,
-        "split": split_of(kept.pixels, shares=wanted.shares),
-        "difficulty": (
-            None if box is None else wanted.look.difficulty(Box(*box), size=kept.size)
-        ),
+        "split": split,
+        "difficulty": None if box is None else look.difficulty(Box(*box), size=kept.size),
         **{name: json.dumps(facts[name]) for name in TREES if facts.get(name) is not None},
         "loading": loading,
     }  # fmt: skip

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from saccade.config.errors import InputError
 from saccade.config.screens import ScreenSpotSource
 from saccade.data.boxes import Box, Size
 from saccade.data.images import image_size
-from saccade.data.rows import RESERVED, image_key
+from saccade.data.rows import RESERVED, image_key, unique_id
 from saccade.data.samples import DataError, ImageRef, Sample
 from saccade.data.screens.conventions import (
     Edges,
@@ -52,10 +53,11 @@ SAME_SHAPE = 0.02
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row stands: which annotation file, which row of it."""
+    """Where a row stands: which annotation file, which row of it; and what it is called."""
 
     file: Annotations
     position: int
+    name: str
 
     @property
     def where(self) -> str:
@@ -75,8 +77,7 @@ class ScreenSpotRows:
         self._sizes: dict[Path, Size | None] = {}
         for one in self.files:
             self._refuse_contradiction(one)
-        every = [Place(one, row) for one in self.files for row in range(len(one.table))]
-        self._places = self._of_platforms(every, wanted=source.platforms)[: source.limit]
+        self._places = self._of_platforms(self._every(), wanted=source.platforms)[: source.limit]
         if not self._places:
             raise InputError(f"{source.path}: there are no rows\n  fix: one row per instruction")
 
@@ -94,14 +95,12 @@ class ScreenSpotRows:
         place = self._places[position]
         where = place.where
         row = _object(place.file.table.row(place.position), where=where)
-        number = place.file.table.number(place.position)
-        name = str(row.get("id") or f"{self._names[place.file.file]}-{number}")
-        where = f"{where} (id {name})"
+        where = f"{where} (id {place.name})"
         picture = self._picture(row, where=where)
         size, stated = self._size(row, picture, where=where)
         facts = self._facts(row, place=place, size=stated, where=where)
         return Sample(
-            id=name,
+            id=place.name,
             question=_instruction(row, where=where),
             answers=(),
             images=(picture,),
@@ -197,8 +196,9 @@ class ScreenSpotRows:
             "source": layout.benchmark or self._names[place.file.file],
         }
         facts |= {name: str(row[name]) for name in ("application", "group") if row.get(name)}
+        sides: Sides = (1.0, 1.0) if layout.shares else (float(size[0]), float(size[1]))
         if row.get("bbox") is None and row.get("point") is not None:
-            facts["point"] = _point(row["point"], size=size, where=where)
+            facts["point"] = _point(row["point"], sides=sides, where=where)
             return facts
         numbers = four_numbers(row.get("bbox"))
         if numbers is None:
@@ -207,7 +207,6 @@ class ScreenSpotRows:
                 where=where,
                 fix="correct or drop the row",
             )
-        sides: Sides = (1.0, 1.0) if layout.shares else (float(size[0]), float(size[1]))
         edges = edges_of(numbers, meaning=layout.meaning)
         fault = fault_of(edges, sides=sides)
         if fault:
@@ -218,6 +217,17 @@ class ScreenSpotRows:
         return facts
 
     # -- a whole file ----------------------------------------------------------------------------
+
+    def _every(self) -> list[Place]:
+        """All rows under names of their own: files count alike, and some repeat an id."""
+        known: Counter[str] = Counter()
+        places = []
+        for one in self.files:
+            for position in range(len(one.table)):
+                name = _stated_id(one, position)
+                name = name or f"{self._names[one.file]}-{one.table.number(position)}"
+                places.append(Place(one, position, unique_id(name, known=known)))
+        return places
 
     def _refuse_contradiction(self, one: Annotations) -> None:
         noted = []
@@ -275,6 +285,14 @@ def _object(row: Row, *, where: str) -> dict[str, Any]:
     raise DataError("the row is a list, not an object", where=where, fix="correct the row")
 
 
+def _stated_id(one: Annotations, position: int) -> str:
+    try:
+        row = one.light.row(position)
+    except DataError:
+        return ""
+    return str(row.get("id") or "") if isinstance(row, dict) else ""
+
+
 def _picture_name(row: Row) -> str:
     name = first_of(row, PICTURE) if isinstance(row, dict) else None
     if isinstance(name, dict):
@@ -310,17 +328,17 @@ def _box(edges: Edges, *, sides: Sides) -> Box:
     return Box(left / width, top / height, right / width, bottom / height).clamped()
 
 
-def _point(value: Any, *, size: Size, where: str) -> tuple[float, float]:
+def _point(value: Any, *, sides: Sides, where: str) -> tuple[float, float]:
     found = finite_numbers(value, count=2)
     if found is None:
         raise DataError(
             f"point is {value!r}, two finite numbers are needed", where=where, fix="correct the row"
         )
     x, y = found
-    if not (0 <= x < size[0] and 0 <= y < size[1]):
+    if not (0 <= x < sides[0] and 0 <= y < sides[1]):
         raise DataError(
-            f"the point {list(found)} lies outside its picture of {size[0]} x {size[1]}",
+            f"the point {list(found)} lies outside its picture of {sides[0]:g} x {sides[1]:g}",
             where=where,
             fix="correct or drop the row",
         )
-    return x / size[0], y / size[1]
+    return x / sides[0], y / sides[1]

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from saccade.config.errors import InputError
 from saccade.config.screens import ScreenSpotSource
 from saccade.data.samples import DataError
-from saccade.data.screens.conventions import SLACK_SHARE, Meaning, four_numbers
+from saccade.data.screens.conventions import SLACK_SHARE, Meaning, finite_numbers, four_numbers
 from saccade.data.tables import Table, open_json
 
 LayoutName = Literal["v1", "v2", "pro", "points"]
@@ -50,7 +50,7 @@ class Layout:
     meaning: Meaning
     """Of `bbox`, by declaration or by the layout's own habit."""
     shares: bool
-    """Boxes are shares of the picture's sides instead of pixels."""
+    """Boxes and points are shares of the picture's sides instead of pixels."""
     benchmark: str
     """Name of the public test split these rows are; empty for a set in the same layout."""
 
@@ -194,10 +194,16 @@ def _objects(table: Table) -> list[dict[str, Any]]:
 
 
 def _are_shares(rows: Iterable[dict[str, Any]]) -> bool:
-    """No box of pixels is smaller than one pixel; most decide, so that one slip does not."""
+    """No box of pixels is smaller than one pixel; most decide, so that one slip does not.
+
+    Where there are no boxes, the points decide alike.
+    """
+    rows = list(rows)
     boxes = [box for row in rows if (box := four_numbers(row.get("bbox"))) is not None]
-    small = sum(max(box) <= 1 + SLACK_SHARE for box in boxes)
-    return 2 * small > len(boxes)
+    points = [two for row in rows if (two := finite_numbers(row.get("point"), count=2)) is not None]
+    places = boxes or points
+    small = sum(max(place) <= 1 + SLACK_SHARE for place in places)
+    return 2 * small > len(places)
 
 
 def _benchmark(name: str, *, stem: str, rows: list[dict[str, Any]], declared: bool) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 from PIL import Image
@@ -40,6 +41,12 @@ class Shares:
                 "\n  fix: for example --shares 75/5/20"
             )
         return cls(*parts)
+
+    def counts(self, total: int) -> dict[Split, int]:
+        """`total` things shared out; the counts add up to it."""
+        ends = list(accumulate((self.train, self.validation, self.test)))
+        edges = [0, *(round(total * end / ends[-1]) for end in ends)]
+        return {name: edges[k + 1] - edges[k] for k, name in enumerate(SPLITS)}
 
     def __str__(self) -> str:
         return f"{self.train:g}/{self.validation:g}/{self.test:g}"

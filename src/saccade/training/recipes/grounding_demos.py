@@ -34,15 +34,14 @@ from saccade.grounding.episodes import Episode, Look, Task, tasks_of, verdict_of
 from saccade.grounding.packed import NOBODY
 from saccade.grounding.rollouts import roll
 from saccade.models.attention_rows import Watched, watch_layer
-from saccade.models.backbone import load_backbone, pick_device
 from saccade.models.losses import supervised_loss
-from saccade.models.tools import tool_ready
 from saccade.training.recipes.grounding_aids import (
     THING_TARGETS,
     cell_labels,
     cells_under,
     things_of,
 )
+from saccade.training.recipes.grounding_learner import ToolLearner
 from saccade.training.recipes.grounding_order import Checked, held_out, open_for_training
 from saccade.training.recipes.tiny_base import CellReader
 from saccade.training.rundir import RunDir
@@ -97,16 +96,11 @@ class DemoPhase:
     look: Look = "free"
     questions = 4
 
-    def __init__(self, config: Config, *, vision: bool) -> None:
+    def __init__(self, config: Config, *, vision: bool, lora: bool = False) -> None:
         self.config, self.settings = config, config.grounding
-        device = pick_device(config.model)
-        place = config.model.model_copy(
-            update={"dtype": "float32" if config.model.dtype == "auto" else config.model.dtype}
-        )
-        backbone = tool_ready(load_backbone(place, device=device))
-        self.base, self.processor = backbone.model, backbone.processor
-        self.base.requires_grad_(True)
-        self.base.model.visual.requires_grad_(vision)
+        vision = vision and not lora
+        self.learner = ToolLearner(config, lora=lora, vision=vision)
+        self.base, self.processor = self.learner.base, self.learner.processor
         # places are learned from whole looks; a selector stands in front of what follows
         whole = config.grounding.model_copy(update={"selector": None})
         whole_looks = config.model_copy(update={"grounding": whole})
@@ -116,7 +110,7 @@ class DemoPhase:
             reader = CellReader(self.base.config.text_config.hidden_size, targets=THING_TARGETS)
         self.reads_cells = vision and self.settings.cell_loss > 0
         self.reader = reader.requires_grad_(self.reads_cells)
-        self.model: nn.Module = DemoModel(self.base, reader).to(device)
+        self.model: nn.Module = DemoModel(self.base, reader).to(self.base.device)
 
     def train_source(self) -> SampleSource:
         whole = Checked(open_for_training(self.config), boxed=True)
@@ -221,10 +215,8 @@ class DemoPhase:
         return dict(named)
 
     def finish(self, run: RunDir) -> None:
-        """Write the base with its processor, for the next phase."""
-        folder = run.path / "model"
-        self.base.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        """Write the base with its processor for the next phase, adapters merged into it."""
+        self.learner.save(run)
 
 
 class PlacesPhase(DemoPhase):
@@ -290,7 +282,8 @@ class WarmPhase(DemoPhase):
     """Whole episodes, with a crop or without; a page that still loads is waited for first."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config, vision=config.grounding.warm.vision)
+        settings = config.grounding.warm
+        super().__init__(config, vision=settings.vision, lora=settings.adapter == "lora")
 
     def demonstrations(self, samples: list[Sample]) -> list[list[Episode]]:
         return [[self._demonstration(one, index=i) for i, one in enumerate(tasks_of(samples))]]

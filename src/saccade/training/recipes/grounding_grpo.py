@@ -3,10 +3,11 @@
 In go screenshots with instructions and boxes; out come an adapter and a merged model. Each step
 samples a group of episodes per question with the real tools, pays each what `grounding/rewards.py`
 says, and takes a step of GRPO (`grounding/grpo.py`) on packed rows. Episodes are drawn by seeds of
-(run, step, sample, number in the group), so an interrupted run makes the same ones again. With
-`reuse` > 1 the same episodes serve several steps and are part of the checkpoint. A policy that has
-collapsed stops the run. Left out: the rollouts themselves (`grounding/rollouts.py`), tokens
-(`grounding/dialogue.py`), and what is true of any training (`trainers.py`).
+(run, step, place in the step, sample, number in the group), so an interrupted run makes the same
+ones again. With `reuse` > 1 the same episodes serve several steps and are part of the checkpoint.
+A policy that has collapsed stops the run. Left out: the rollouts themselves
+(`grounding/rollouts.py`), tokens (`grounding/dialogue.py`), and what is true of any training
+(`trainers.py`).
 
 Shapes: R rows, L tokens of a row, E episodes of a batch.
 """
@@ -37,13 +38,13 @@ from saccade.grounding.dialogue import Dialogue
 from saccade.grounding.episodes import Episode, Task, task_of
 from saccade.grounding.grpo import grpo_loss
 from saccade.grounding.rollouts import roll
-from saccade.models.backbone import Backbone
-from saccade.models.tools import tool_ready
 from saccade.training import state
 from saccade.training.batches import SampleOrder, Share
 from saccade.training.checkpoints import Writer, newest_good
+from saccade.training.grounding_phases import refuse_what_cannot_be
 from saccade.training.recipes.grounding_demos import drawn_window, shows_whole
 from saccade.training.recipes.grounding_episodes import FILE, EpisodeLog
+from saccade.training.recipes.grounding_learner import ToolLearner
 from saccade.training.recipes.grounding_order import Targets, held_out, open_for_training
 from saccade.training.recipes.grounding_paid import (
     Group,
@@ -52,7 +53,6 @@ from saccade.training.recipes.grounding_paid import (
     paid_group,
     rows_of,
 )
-from saccade.training.recipes.learner import Learner
 from saccade.training.recipes.recursion import everywhere
 from saccade.training.rundir import RunDir, is_free
 
@@ -60,25 +60,11 @@ STATE = "grpo.pt"
 UNSEEN = -1
 
 
-class ToolLearner(Learner):
-    """A learner whose base can call tools, however it was loaded."""
-
-    def __init__(self, config: Config, *, lora: bool) -> None:
-        super().__init__(config, lora=lora, selector=None)
-        name = config.model.name
-        tool_ready(Backbone(self.base, self.processor, name=name, location=name))
-
-    def _twin(self) -> ToolLearner:
-        dtype = str(self.base.dtype).removeprefix("torch.")
-        place = self.config.model.model_copy(update={"device": "cpu", "dtype": dtype})
-        return ToolLearner(self.config.model_copy(update={"model": place}), lora=self.lora)
-
-
 class GrpoPhase:
     """What the training loop needs to know about groups of episodes."""
 
     def __init__(self, config: Config) -> None:
-        _refuse_what_cannot_be(config)
+        refuse_what_cannot_be(config)
         self.config, self.settings = config, config.grounding.grpo
         self.learner = ToolLearner(config, lora=self.settings.adapter == "lora")
         self.model: nn.Module = self.learner.model
@@ -95,6 +81,7 @@ class GrpoPhase:
         self.buffer: dict[int, dict[str, Any]] = {}
         self.tally, self.rows = Tally(), list[dict[str, Any]]()
         self.taught, self._opened = True, False
+        self.learned: float | None = None
         self._digest = digest_of(config)
         self._pattern: dict[str, Tensor] = {}
         self._trl: Any = None
@@ -152,7 +139,8 @@ class GrpoPhase:
         if micro == 0:
             self._begin(step)
         if step % self.settings.reuse == 0:
-            self.buffer[micro] = self._sampled(inputs["tasks"], step=step) | {"micro": micro}
+            drawn = self._sampled(inputs["tasks"], step=step, micro=micro)
+            self.buffer[micro] = drawn | {"micro": micro}
         elif micro not in self.buffer:
             raise InputError(
                 f"step {step} uses episodes again, and the checkpoint holds none"
@@ -168,15 +156,17 @@ class GrpoPhase:
         if not self._opened and _first():
             self.log.go_back_to(step)
         self._opened = True
-        self.tally, self.rows, self.taught = Tally(), [], False
+        self.tally, self.rows, self.taught, self.learned = Tally(), [], False, None
 
     def _saved(self) -> str:
         good = newest_good(self.run.checkpoints).folder
         return f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
 
-    def _rolled(self, tasks: Sequence[Task], *, step: int) -> list[list[Episode]]:
+    def _rolled(self, tasks: Sequence[Task], *, step: int, micro: int) -> list[list[Episode]]:
         """Each task's episodes, by seeds that no batch, process or resumed run changes."""
         settings, seed = self.settings, self.config.run.seed
+        batch, micros, _ = self._cut()
+        place = (_rank() * micros + micro) * batch
         if settings.rollouts == "trl":
             from saccade.training.trl_grounding import TrlGrounding
 
@@ -184,20 +174,24 @@ class GrpoPhase:
                 self.config, base=self.base, processor=self.processor, folder=self.run.path / "trl"
             )
             names = "+".join(task.sample.id for task in tasks)
-            (drawn,) = episode_seeds(seed, step=step, sample=names, group=1)
+            (drawn,) = episode_seeds(seed, step=step, place=place, sample=names, group=1)
             return self._trl.episodes(tasks, seed=drawn)
-        names = [task.sample.id for task in tasks]
-        seeds = [episode_seeds(seed, step=step, sample=n, group=settings.group) for n in names]
+        seeds = [
+            episode_seeds(
+                seed, step=step, place=number, sample=task.sample.id, group=settings.group
+            )
+            for number, task in enumerate(tasks, start=place)
+        ]
         return roll(
             self.dialogue, tasks, group=settings.group, seeds=seeds,
             temperature=settings.temperature, shared=settings.rollouts == "shared",
         )  # fmt: skip
 
-    def _sampled(self, tasks: Sequence[Task], *, step: int) -> dict[str, Any]:
+    def _sampled(self, tasks: Sequence[Task], *, step: int, micro: int) -> dict[str, Any]:
         settings = self.settings
         was_training = self.base.training
         self.base.eval()
-        rolled = self._rolled(tasks, step=step)
+        rolled = self._rolled(tasks, step=step, micro=micro)
         self.base.train(was_training)
         groups = [paid_group(one, config=self.config.grounding) for one in rolled]
         about = {"run_seed": self.config.run.seed, "config": self._digest}
@@ -234,24 +228,30 @@ class GrpoPhase:
         if "learned_RL" not in batch:  # only measured: demonstrations of the same size
             batch = self._measured(batch)
         settings, training = self.settings, self.config.training
-        new_RL, entropy_RL = self.dialogue.log_probs(batch)
+        states_RLD = self.dialogue.states(batch)
+        new_RL, entropy_RL = self.dialogue.log_probs(
+            batch, states=states_RLD, temperature=settings.temperature
+        )
         kept = self.buffer.get(batch.get("micro", UNSEEN), {})
         with torch.no_grad():
             old_RL = kept.setdefault("old_RL", new_RL.detach())
             if settings.beta and "before_RL" not in kept:
                 kept["before_RL"] = self._before(batch)
+            plain_RL = new_RL.detach()
+            if settings.temperature != 1:  # as episodes keep them
+                plain_RL, _ = self.dialogue.log_probs(batch, states=states_RLD)
         learned_RL = batch["learned_RL"].to(new_RL.device)
         own = training.batch_size * training.accumulation * settings.group
         found = grpo_loss(
             new_RL, old=old_RL.to(new_RL.device), advantages=batch["advantages_RL"].to(new_RL),
             mask=learned_RL, normaliser=own * settings.max_tokens, config=settings,
             reference=kept["before_RL"].to(new_RL) if settings.beta else None,
-            entropies=entropy_RL, entropy_normaliser=denominator,
+            entropies=entropy_RL, entropy_normaliser=self._learned_tokens(learned_RL),
         )  # fmt: skip
         # the loop weighs metrics by written tokens, but these are means over episodes or batches
         written = (batch["labels"] != -100).sum().clamp(min=1)
         tokens = found.tokens.clamp(min=1) * training.accumulation
-        gap_RL = (new_RL.detach() - batch["sampled_RL"].to(new_RL)).abs() * learned_RL
+        gap_RL = (plain_RL - batch["sampled_RL"].to(new_RL)).abs() * learned_RL
         seen = {
             "ratio": torch.where(found.tokens > 0, found.ratio / tokens, 1 / training.accumulation),
             "clipped": (found.clipped_low + found.clipped_high) / tokens,
@@ -264,6 +264,15 @@ class GrpoPhase:
         mean = (denominator / written).double()
         return {"loss": found.total, **{name: value * mean for name, value in seen.items()}}
 
+    def prepare_step(self, batches: Sequence[Mapping[str, Any]]) -> None:
+        """Count the learned tokens of a step in several parts: entropy is a mean over them all."""
+        counts = everywhere(sum(int(one["learned_RL"].sum()) for one in batches))
+        self.learned = sum(counts) / len(counts)
+
+    def _learned_tokens(self, learned_RL: Tensor) -> float:
+        """Learned tokens of the step per process; a batch alone knows them itself."""
+        return max(1.0, float(learned_RL.sum()) if self.learned is None else self.learned)
+
     def _measured(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         rows = self.dialogue.rows([self._guessed(task) for task in batch["tasks"]])
         written_RL = rows["labels"] != -100
@@ -274,10 +283,11 @@ class GrpoPhase:
 
     def _before(self, batch: dict[str, Any]) -> Tensor:
         """Log-probabilities under the model before this phase."""
+        warmth = self.settings.temperature
         if self.before is not None:
-            return self.before.log_probs(batch)[0]
+            return self.before.log_probs(batch, temperature=warmth)[0]
         with self.learner.as_it_was():
-            return self.dialogue.log_probs(batch)[0]
+            return self.dialogue.log_probs(batch, temperature=warmth)[0]
 
     # after a step --------------------------------------------------------------------------------
 
@@ -303,8 +313,9 @@ class GrpoPhase:
     def evaluate(self, source: SampleSource, *, limit: int) -> dict[str, float]:
         """The greedy policy on held-out targets.
 
-        `accuracy` is the share of points in the half-open box, `iou_50` of boxes that overlap it
-        by half; `zoom_rate` the share of episodes with a crop; `pixels` the mean area looked at.
+        `accuracy` is the share of points in the half-open box (of those near enough to the target,
+        for rows that know only a point), `iou_50`, where answers are boxes, of those that overlap
+        it by half; `zoom_rate` the share of episodes with a crop; `pixels` the mean area looked at.
         """
         self.base.eval()
         skip = self.config.data.on_error == "skip"
@@ -315,7 +326,7 @@ class GrpoPhase:
                 greedy=True,
             )  # fmt: skip
             tally.add(Tally.of([paid_group(one, config=self.config.grounding) for one in rolled]))
-        return tally.measured()
+        return tally.measured(boxes=self.config.grounding.answer == "box")
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return self.learner.groups()
@@ -417,22 +428,3 @@ def _rank() -> int:
 
 def _first() -> bool:
     return _rank() == 0
-
-
-def _refuse_what_cannot_be(config: Config) -> None:
-    if config.training.parallel == "fsdp":
-        raise InputError(
-            "training.parallel=fsdp: episodes are sampled between steps, when a sharded base is"
-            " nowhere whole\n  fix: use training.parallel=ddp"
-        )
-    settings = config.grounding
-    if settings.selector is not None and settings.grpo.adapter == "none":
-        raise InputError(
-            f"grounding.selector={settings.selector}: it reads the question by word embeddings that"
-            " would change while it chooses\n  fix: grounding.grpo.adapter=lora"
-        )
-    if settings.selector is not None and settings.grpo.rollouts == "trl":
-        raise InputError(
-            f"grounding.selector={settings.selector}: TRL's generation reads whole looks"
-            "\n  fix: grounding.grpo.rollouts=shared"
-        )

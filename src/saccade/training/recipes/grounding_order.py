@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 
@@ -116,7 +117,22 @@ def open_for_training(config: Config) -> SampleSource:
             "\n  fix: evaluate on it with `saccade eval --screens`, or insist with"
             " data.train.allow_benchmark=true"
         )
+    if config.grounding.reward.tool and not _knows_who_needs_zoom(source):
+        raise InputError(
+            f"grounding.reward.tool={config.grounding.reward.tool:g}: no row of data.train says"
+            " whether it needs a zoom\n  fix: grounding.reward.tool=0, or rows with the fact"
+            " `needs_zoom`"
+        )
     return source
+
+
+def _knows_who_needs_zoom(source: SampleSource, *, asked: int = 64) -> bool:
+    """Whether one of the first whole samples carries the fact."""
+    for position in range(min(asked, len(source))):
+        with suppress(DataError):
+            if source[position].facts.get("needs_zoom") is not None:
+                return True
+    return False
 
 
 def held_out(source: SampleSource, *, limit: int, size: int, skip: bool) -> Iterator[list[Task]]:

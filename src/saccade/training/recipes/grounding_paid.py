@@ -142,14 +142,14 @@ class Tally:
             "entropy": part * counts["entropy"] / max(1, counts["tokens"]),
         }
 
-    def measured(self) -> dict[str, float]:
-        """Metrics of an evaluation."""
+    def measured(self, *, boxes: bool) -> dict[str, float]:
+        """Metrics of an evaluation; overlaps only where answers are `boxes`."""
         counts = self.counts
         episodes = max(1, counts["episodes"])
         names = {"accuracy": "hit", "zoom_rate": "zoomed", "pixels": "pixels",
                  "answered": "answered", "reward": "reward"}  # fmt: skip
         shown = {name: counts[source] / episodes for name, source in names.items()}
-        if counts["boxes"]:
+        if boxes and counts["boxes"]:
             shown["iou_50"] = counts["half"] / counts["boxes"]
         return shown
 
@@ -178,7 +178,10 @@ def _sums(episode: Episode, rewarded: Rewarded) -> dict[str, float]:
     }
 
 
-def episode_seeds(run_seed: int, *, step: int, sample: str, group: int) -> list[int]:
-    """A seed for each episode of a group, by what it is and nothing else."""
-    words = (f"{run_seed}/{step}/{sample}/{index}" for index in range(group))
+def episode_seeds(run_seed: int, *, step: int, place: int, sample: str, group: int) -> list[int]:
+    """A seed for each episode of a group, by what it is and nothing else.
+
+    `place` counts the questions of the step, however it is cut: one may come twice in a step.
+    """
+    words = (f"{run_seed}/{step}/{place}/{sample}/{index}" for index in range(group))
     return [int.from_bytes(hashlib.sha256(w.encode()).digest()[:8]) >> 1 for w in words]
