@@ -240,7 +240,7 @@ def test_an_unknown_source_type_lists_the_valid_ones_and_nothing_else() -> None:
     assert text == (
         "command line: data.train.type = flder: expected one of scenes, jsonl, parquet, folder,"
         " hub, layout, probing, captions, preferences, sudoku, maze, arc, columns, arrays,"
-        " shards, logic, stream; did you mean folder?"
+        " shards, logic, stream, screens, screenspot, grounding; did you mean folder?"
     )
 
 
@@ -252,7 +252,10 @@ def test_a_missing_key_of_a_source_names_only_the_chosen_type() -> None:
 
 def test_a_key_of_another_source_type_says_which_types_have_it() -> None:
     text = complaint(overrides=["data.train.path=photos"])
-    others = "jsonl, parquet, folder, layout, arc, columns, arrays, shards, stream"
+    others = (
+        "jsonl, parquet, folder, layout, arc, columns, arrays, shards, stream, screenspot,"
+        " grounding"
+    )
     assert f"not a key of type scenes but of {others}; set data.train.type" in text
 
 

@@ -312,6 +312,8 @@ class _Reading:
         if name in GROUPS or find_key(name) is not None:
             return name
         meant = sorted({key.name for key in all_keys() if key.leaf == name})
+        # `learning_rate` is the training's, whatever parts of a recipe have one of their own
+        meant = [one for one in meant if _depth(one) == min(map(_depth, meant))]
         if len(meant) == 1:
             return meant[0]
         if meant:
@@ -431,3 +433,7 @@ def own_parameters(sweep: SweepFile, values: Mapping[str, Any]) -> Layer:
         else:
             layer.values[one.key] = value
     return layer
+
+
+def _depth(key: str) -> int:
+    return key.count(".")
