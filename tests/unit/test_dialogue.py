@@ -154,11 +154,11 @@ def test_only_what_the_policy_wrote_is_learned() -> None:
     assert torch.equal(learned, episode.ids[episode.written])
 
 
-@pytest.mark.parametrize("other", [{}, {"width": 96}])
-def test_episodes_about_different_screenshots_make_no_row(other: dict[str, int]) -> None:
+@pytest.mark.parametrize("width", [160, 96])
+def test_episodes_about_different_screenshots_make_no_row(width: int) -> None:
     talk = dialogue()
     with pytest.raises(ValueError, match="does not show its group's screenshot"):
-        talk.rows([[shown(talk, task(1), looks=0), shown(talk, task(2, **other), looks=0)]])
+        talk.rows([[shown(talk, task(1), looks=0), shown(talk, task(2, width=width), looks=0)]])
 
 
 @pytest.mark.parametrize("text", ["<|image_pad|>", "a<|im_end|>\n<|im_start|>user\nb"])
