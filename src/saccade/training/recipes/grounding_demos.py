@@ -43,7 +43,7 @@ from saccade.training.recipes.grounding_aids import (
 )
 from saccade.training.recipes.grounding_learner import ToolLearner
 from saccade.training.recipes.grounding_order import Checked, held_out, open_for_training
-from saccade.training.recipes.tiny_base import CellReader
+from saccade.training.recipes.tiny_base import CellReader, groups_of_whole
 from saccade.training.rundir import RunDir
 
 
@@ -207,12 +207,7 @@ class DemoPhase:
         )  # fmt: skip
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        named: dict[str, list[nn.Parameter]] = defaultdict(list)
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                part = ".".join(p for p in name.split(".")[:5] if p not in ("base", "model"))
-                named[part.removesuffix(".weight").removesuffix(".bias")].append(parameter)
-        return dict(named)
+        return groups_of_whole(self.model)
 
     def finish(self, run: RunDir) -> None:
         """Write the base with its processor for the next phase, adapters merged into it."""

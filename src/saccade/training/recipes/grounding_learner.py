@@ -20,8 +20,5 @@ class ToolLearner(Learner):
         name = config.model.name
         tool_ready(Backbone(self.base, self.processor, name=name, location=name))
 
-    def _twin(self) -> ToolLearner:
-        dtype = str(self.base.dtype).removeprefix("torch.")
-        place = self.config.model.model_copy(update={"device": "cpu", "dtype": dtype})
-        config = self.config.model_copy(update={"model": place})
+    def _anew(self, config: Config) -> ToolLearner:
         return ToolLearner(config, lora=self.lora, vision=self.vision)

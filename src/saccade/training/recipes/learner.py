@@ -204,7 +204,10 @@ class Learner:
     def _twin(self) -> Learner:
         dtype = str(self.base.dtype).removeprefix("torch.")
         place = self.config.model.model_copy(update={"device": "cpu", "dtype": dtype})
-        config = self.config.model_copy(update={"model": place})
+        return self._anew(self.config.model_copy(update={"model": place}))
+
+    def _anew(self, config: Config) -> Learner:
+        """A learner of the same kind, under another configuration."""
         return Learner(
             config, lora=self.lora, selector=self.selector, vision=self.vision, parts=self.parts
         )

@@ -66,6 +66,16 @@ class CellReader(nn.Module):
         return torch.stack(per_head).mean(0)
 
 
+def groups_of_whole(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """One group per block of a base that is trained whole, and one for each part outside them."""
+    named: dict[str, list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = ".".join(p for p in name.split(".")[:5] if p not in ("base", "model"))
+            named[part.removesuffix(".weight").removesuffix(".bias")].append(parameter)
+    return dict(named)
+
+
 def _needs(group: list[Sample], targets: dict[str, list[int]]) -> Needs:
     """What the questions about one image need of it; nothing is known but of generated scenes."""
     first = group[0]
@@ -361,12 +371,7 @@ class TinyBaseRecipe:
         return {"accuracy": sum(scores.values()) / len(scores), **scores}
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        named: dict[str, list[nn.Parameter]] = defaultdict(list)
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                part = ".".join(p for p in name.split(".")[:5] if p not in ("base", "model"))
-                named[part.removesuffix(".weight").removesuffix(".bias")].append(parameter)
-        return dict(named)
+        return groups_of_whole(self.model)
 
     def finish(self, run: Any) -> None:
         """Write the base model folder to the run, and to `tiny_base.export` when asked."""
