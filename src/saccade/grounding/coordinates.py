@@ -36,6 +36,20 @@ class CoordinateError(ValueError):
     """Numbers that are no place; the message is meant for the policy that wrote them."""
 
 
+def seen_size(size: Size, *, cell: int, limits: tuple[int, int]) -> Size:
+    """What the Qwen-VL image processors make of a picture of `size` (width, height): whole cells,
+    and an area within `limits` (least and greatest, in pixels)."""
+    try:
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+    except ImportError:  # releases that know one image processor only
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+    width, height = size
+    height, width = smart_resize(
+        height, width, factor=cell, min_pixels=limits[0], max_pixels=limits[1]
+    )
+    return width, height
+
+
 def checked(numbers: Sequence[float]) -> tuple[float, ...]:
     """The numbers of a point (2) or a box (4), if they can be one in any convention.
 

@@ -33,7 +33,7 @@ from saccade.config.errors import InputError
 from saccade.config.schema import Config
 from saccade.data.boxes import Box, Size
 from saccade.data.chat import IGNORE_INDEX, ChatRenderer
-from saccade.grounding.coordinates import CoordinateError, convention_of
+from saccade.grounding.coordinates import CoordinateError, convention_of, seen_size
 from saccade.grounding.environment import Answer, Screen, ToolResult, View
 from saccade.grounding.episodes import Episode, Task, screen_of
 from saccade.grounding.messages import (
@@ -190,11 +190,13 @@ class Dialogue:
     def fit(self, size: Size) -> Size:
         """The size at which the model sees a screenshot of `size` (width, height)."""
         limits = self.renderer.size
-        return self._resized(size, lowest=limits["shortest_edge"], highest=limits["longest_edge"])
+        edges = limits["shortest_edge"], limits["longest_edge"]
+        return seen_size(size, cell=self.patch * self.merge, limits=edges)
 
     def fit_zoom(self, size: Size) -> Size:
         """The size nearest to `size` that the model sees as it is: no limits, only whole cells."""
-        return self._resized(size, lowest=(self.patch * self.merge) ** 2, highest=2**62)
+        cell = self.patch * self.merge
+        return seen_size(size, cell=cell, limits=(cell**2, 2**62))
 
     def place(self, turn: Turn, screen: Screen) -> Answer:
         """The place on the screenshot that an answering turn names.
@@ -458,15 +460,6 @@ class Dialogue:
         self._values += picture.values
         while self._values > CACHED_VALUES and len(self._pictures) > 1:
             self._values -= self._pictures.popitem(last=False)[1][1].values
-
-    def _resized(self, size: Size, *, lowest: int, highest: int) -> Size:
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-        width, height = size
-        height, width = smart_resize(
-            height, width, factor=self.patch * self.merge, min_pixels=lowest, max_pixels=highest
-        )
-        return width, height
 
     def _shut(self) -> Tensor:
         """Added to logits [V]: 0, or so little that nothing is left."""

@@ -18,7 +18,8 @@ from typing import Any
 from PIL import Image
 
 from saccade.config.errors import InputError, OutsideError
-from saccade.grounding.verl_tool import Settings, resized
+from saccade.grounding.coordinates import seen_size
+from saccade.grounding.verl_tool import Settings
 
 MARKS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 DIFFERENCE = "training/rollout_probs_diff_mean"
@@ -49,7 +50,7 @@ def check_model(processor: Any, *, folder: Path, most_tokens: int) -> dict[str, 
     longest = 0
     for row in _rows(folder / "train.parquet"):
         size = Image.open(io.BytesIO(row["images"][0]["bytes"])).size
-        seen = resized(size, cell=cell, limits=limits)
+        seen = seen_size(size, cell=cell, limits=limits)
         if seen != size:
             raise InputError(
                 f"a screenshot of {size} pixels would be shown at {seen}: the model's processor"

@@ -30,7 +30,7 @@ from PIL import Image
 from saccade.config.errors import InputError
 from saccade.config.grounding import GroundingConfig
 from saccade.data.boxes import WHOLE, Box, Size
-from saccade.grounding.coordinates import Convention, CoordinateError
+from saccade.grounding.coordinates import Convention, CoordinateError, seen_size
 from saccade.grounding.environment import Answer, Screen, ToolResult, most_calls, place_on
 from saccade.grounding.messages import Turn, read_turn, write_call
 from saccade.grounding.rewards import Outcome, reward_of
@@ -87,24 +87,11 @@ class Settings:
 
     def fit(self, size: Size) -> Size:
         """The size (width, height) at which the model sees a screenshot."""
-        return resized(size, cell=self.cell, limits=self.first)
+        return seen_size(size, cell=self.cell, limits=self.first)
 
     def fit_crop(self, size: Size) -> Size:
         """The same of a crop."""
-        return resized(size, cell=self.cell, limits=self.crop)
-
-
-def resized(size: Size, *, cell: int, limits: tuple[int, int]) -> Size:
-    """What the Qwen-VL image processors make of a picture of `size` (width, height)."""
-    try:
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-    except ImportError:  # releases that know one image processor only
-        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-    width, height = size
-    height, width = smart_resize(
-        height, width, factor=cell, min_pixels=limits[0], max_pixels=limits[1]
-    )
-    return width, height
+        return seen_size(size, cell=self.cell, limits=self.crop)
 
 
 # tools -------------------------------------------------------------------------------------------

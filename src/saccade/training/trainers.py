@@ -47,6 +47,7 @@ from saccade.training.checkpoints import Written, write_checkpoint
 from saccade.training.gradients import GradientMonitor
 from saccade.training.guards import check_finite
 from saccade.training.optimizers import make_optimizer, make_schedule
+from saccade.training.processes import everywhere
 from saccade.training.rundir import RunDir
 from saccade.training.sharding import average_gradients, shard_frozen, spread_from_first
 
@@ -285,7 +286,7 @@ class SaccadeTrainer(Trainer):
         resting = getattr(self.recipe, "resting", lambda step: ())(self.state.global_step)
         self.monitor.before_update(step=step, resting=resting)
         norm: Any = super()._clip_grad_norm(model)
-        self._totals = Totals.of(self._gather(self._own_part()))
+        self._totals = Totals.of(everywhere(self._own_part()))
         check_finite(
             step=step,
             loss=self._totals.loss,
@@ -369,8 +370,8 @@ class SaccadeTrainer(Trainer):
 
     def save(self) -> Written | None:
         """Write a checkpoint of the current step; only the first process writes."""
-        randomness = self._gather(state.random_states())
-        own = getattr(self.recipe, "checkpoint_files", lambda gather: {})(self._gather)
+        randomness = everywhere(state.random_states())
+        own = getattr(self.recipe, "checkpoint_files", lambda gather: {})(everywhere)
         if not self.args.should_save:
             return None
         step, share = self.state.global_step, self.share
@@ -444,16 +445,9 @@ class SaccadeTrainer(Trainer):
 
     def chosen_by_first(self, value: Any) -> Any:
         """The first process's value, everywhere."""
-        return self._gather(value)[0]
+        return everywhere(value)[0]
 
     def _sum(self, tensor: Tensor) -> Tensor:
         if self.args.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
-
-    def _gather(self, value: Any) -> list[Any]:
-        if self.args.world_size == 1:
-            return [value]
-        gathered: list[Any] = [None] * self.args.world_size
-        dist.all_gather_object(gathered, value)
-        return gathered

@@ -42,6 +42,7 @@ from saccade.training import state
 from saccade.training.batches import SampleOrder, Share
 from saccade.training.checkpoints import Writer, newest_good
 from saccade.training.grounding_phases import refuse_what_cannot_be
+from saccade.training.processes import everywhere
 from saccade.training.recipes.grounding_demos import drawn_window, shows_whole
 from saccade.training.recipes.grounding_episodes import FILE, EpisodeLog
 from saccade.training.recipes.grounding_learner import ToolLearner
@@ -53,7 +54,6 @@ from saccade.training.recipes.grounding_paid import (
     paid_group,
     rows_of,
 )
-from saccade.training.recipes.recursion import everywhere
 from saccade.training.rundir import RunDir, is_free
 
 STATE = "grpo.pt"

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
@@ -47,6 +46,7 @@ from saccade.training.batches import SampleOrder, Share
 from saccade.training.checkpoints import Writer
 from saccade.training.gradients import GroupReport
 from saccade.training.guards import unwrapped
+from saccade.training.processes import everywhere
 from saccade.training.recipes.reading import (
     asks_ahead,
     read_all,
@@ -286,15 +286,6 @@ class RecursionRecipe:
     def finish(self, run: RunDir) -> None:
         with self.averaged():
             save_model(self.model, run.path / "model", weights=self.model.state_dict())
-
-
-def everywhere(value: Any) -> list[Any]:
-    """One value of each process, in order, the same on all."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return [value]
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, value)
-    return gathered
 
 
 def build_model(config: Config, geometry: Geometry) -> RecursiveModel:
