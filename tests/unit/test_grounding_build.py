@@ -296,6 +296,25 @@ def test_things_are_shared_out_by_shares_without_loss() -> None:
     assert Shares(1, 0, 0).counts(7) == {"train": 7, "validation": 0, "test": 0}
 
 
+def test_rows_say_who_needs_a_zoom_where_the_column_was_added(tmp_path: Path) -> None:
+    build(many(tmp_path / "in"), out=tmp_path / "out", shares=Shares(100, 0, 0))
+    file = tmp_path / "out" / "train.parquet"
+    source = GroundingFilesSource(type="grounding", path=file)
+    assert "needs_zoom" not in BuiltRows(source)[0].facts
+    table = pyarrow.parquet.read_table(file)
+
+    def added(values: list[Any]) -> None:
+        told = (values * table.num_rows)[: table.num_rows]
+        pyarrow.parquet.write_table(table.append_column("needs_zoom", [told]), file)
+
+    added([True, None, False])
+    rows = BuiltRows(source)
+    assert [rows[i].facts.get("needs_zoom") for i in range(3)] == [True, None, False]
+    added(["yes"])
+    with pytest.raises(InputError, match="write it as booleans"):
+        BuiltRows(source)
+
+
 def test_a_built_picture_that_changed_is_named(tmp_path: Path) -> None:
     place = many(tmp_path / "in")
     build(place, out=tmp_path / "out")

@@ -47,6 +47,9 @@ COLUMNS = {
 
 OPTIONAL = ("application", "group", "source")
 TREES = ("tree", "loading_tree")
+NEEDS_ZOOM = "needs_zoom"
+"""A column that no build writes, because it depends on a policy: true or false where somebody
+measured whether a row is right after a look and wrong without, else null."""
 
 
 class BuiltRows:
@@ -78,7 +81,7 @@ class BuiltRows:
             "difficulty": row["difficulty"],
             "split": row["split"],
         }
-        facts |= {name: row[name] for name in OPTIONAL if row[name] is not None}
+        facts |= {name: row[name] for name in (*OPTIONAL, NEEDS_ZOOM) if row.get(name) is not None}
         if row["point"] is not None:
             facts["point"] = _numbers(row["point"], count=2, where=where)
         facts |= {name: json.loads(row[name]) for name in TREES if row[name] is not None}
@@ -146,7 +149,13 @@ def _read(file: Path) -> list[dict[str, Any]]:
             f"{file}: no column {missing[0]!r}, so `saccade data build grounding` did not write it"
             "\n  fix: build it, or read it with type=parquet"
         )
-    return table.select(list(COLUMNS)).to_pylist()
+    told = [NEEDS_ZOOM] if NEEDS_ZOOM in table.column_names else []
+    if told and not pyarrow.types.is_boolean(table.schema.field(NEEDS_ZOOM).type):
+        raise InputError(
+            f"{file}: column {NEEDS_ZOOM!r} is {table.schema.field(NEEDS_ZOOM).type}"
+            "\n  fix: write it as booleans, null where nobody knows"
+        )
+    return table.select([*COLUMNS, *told]).to_pylist()
 
 
 def _numbers(value: Any, *, count: int, where: str) -> tuple[float, ...] | None:
