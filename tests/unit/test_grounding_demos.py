@@ -144,9 +144,11 @@ def test_whether_a_demonstration_zooms_is_drawn_by_the_configured_share(
 def test_places_shows_crops_as_a_zoom_would(cache: Path) -> None:
     recipe = phase(cache, "places", "grounding.places.crop_share=1")
     source = recipe.train_source()
-    groups = recipe.demonstrations([source[i] for i in range(4)])
+    pages = [[source[i] for i in page] for page in source.groups()]
+    groups = [group for page in pages for group in recipe.demonstrations(page)]
+    assert all(len({one.task.kept for one in group}) == 1 for group in groups)
     cropped = [one for group in groups for one in group if one.task.kept is not None]
-    assert cropped
+    assert cropped and len(cropped) < len(source)
     for one in cropped:
         pixels = one.screen.views[0].pixels
         assert abs(pixels - recipe.settings.zoom.pixels) < 0.2 * recipe.settings.zoom.pixels

@@ -60,14 +60,15 @@ class PlacesConfig(Node):
 
     steps: NonNegativeInt = 300
     """Optimizer steps; 0 = the base can do this already."""
-    batch_size: PositiveInt = 16
-    """Pictures per step."""
-    questions: PositiveInt = 4
-    """Most questions behind one screen in a step."""
-    learning_rate: Annotated[float, Field(gt=0.0)] = 3e-3
+    batch_size: PositiveInt = 8
+    """Screens per step."""
+    questions: PositiveInt = 8
+    """Most questions about one screen in a step."""
+    learning_rate: Annotated[float, Field(gt=0.0)] = 2e-3
     """Peak learning rate."""
-    crop_share: Share = 0.5
-    """Share of the pictures that are crops, as a zoom shows them."""
+    crop_share: Share = 0.3
+    """Share of the screens of which a crop is shown, too, as a zoom would; what it shows is asked
+    of it, the rest of the screen."""
     vision: bool = True
     """Let the vision tower learn, too."""
 

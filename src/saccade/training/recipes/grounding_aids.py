@@ -28,13 +28,15 @@ THING_TARGETS = {
     "down": 1 + OFFSETS,
     "x": 1 + 10,
     "y": 1 + 10,
+    "x_second": 1 + 10,
+    "y_second": 1 + 10,
     "column": 1 + PLACES,
     "row": 1 + PLACES,
 }
 """What a cell holds and where it lies, as class counts; class 0 is no thing's centre.
 
-A thing's centre is asked for as its offset in the cell, and as the first digit of its place on the
-picture, which is what a policy writes. Every cell is asked for its own place: a tower that was
+A thing's centre is asked for as its offset in the cell, and as the first two digits of its place on
+the picture, which is what a policy writes. Every cell is asked for its own place: a tower that was
 trained to name content has thrown most of that away, and the few cells with a thing in them are
 long in bringing it back.
 """
@@ -79,6 +81,8 @@ def cell_labels(
         labels["across"][cell] = 1 + int((x * columns - column) * OFFSETS)
         labels["down"][cell] = 1 + int((y * rows - row) * OFFSETS)
         labels["x"][cell], labels["y"][cell] = 1 + int(x * 10), 1 + int(y * 10)
+        labels["x_second"][cell] = 1 + int(x * 100) % 10
+        labels["y_second"][cell] = 1 + int(y * 100) % 10
     return labels
 
 

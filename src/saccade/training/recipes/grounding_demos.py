@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from saccade.config.errors import InputError
 from saccade.config.schema import Config
-from saccade.data.boxes import WHOLE, Box, iou, union
+from saccade.data.boxes import WHOLE, Box, union
 from saccade.data.chat import IGNORE_INDEX
 from saccade.data.samples import Sample
 from saccade.data.sources import SampleSource, leave_out_broken
@@ -37,6 +37,7 @@ from saccade.models.attention_rows import Watched, watch_layer
 from saccade.models.losses import supervised_loss
 from saccade.training.recipes.grounding_aids import (
     THING_TARGETS,
+    Thing,
     cell_labels,
     cells_under,
     things_of,
@@ -230,47 +231,45 @@ class PlacesPhase(DemoPhase):
     def demonstrations(self, samples: list[Sample]) -> list[list[Episode]]:
         tasks = self.tasks(tasks_of(samples))
         key = samples[0].image_key or samples[0].id
+        groups = [tasks]
         if chance("crop", key) < self.settings.places.crop_share:
-            groups = self._crops(tasks)
-        else:
-            groups = [tasks]
+            groups = [one for one in self._cropped(tasks) if one]
         return [
             [self.dialogue.demonstration(one, looks=(), index=i) for i, one in enumerate(group)]
             for group in groups
         ]
 
-    def _crops(self, tasks: list[Task]) -> list[list[Task]]:
-        """Crops as a zoom shows them, each with what is asked of it."""
-        groups: dict[Box, list[Task]] = {}
-        views: dict[Box, View | None] = {}
+    def _cropped(self, tasks: list[Task]) -> tuple[list[Task], list[Task]]:
+        """What one crop of the page shows, asked of the crop; the rest, asked of the page."""
+        window = self._window(tasks[0])
+        screen = self.dialogue.screen(tasks[0])
+        view = screen.zoom(screen.numbers(window)).view
+        inside: list[Task] = []
+        outside: list[Task] = []
         for task in tasks:
             assert task.box is not None
-            window = self._window(task)
-            if window not in views:
-                screen = self.dialogue.screen(task)
-                views[window] = screen.zoom(screen.numbers(window)).view
-            view = views[window]
             if view is not None and _within(task.box, view.box):
                 seen = task.box.seen_in(view.box)
-                crop = replace(task, image=view.image, box=seen, kept=view.box)
-                groups.setdefault(window, []).append(crop)
-            else:  # larger than a crop: asked of the whole screen
-                groups.setdefault(WHOLE, []).append(task)
-        return list(groups.values())
+                inside.append(replace(task, image=view.image, box=seen, kept=view.box))
+            else:
+                outside.append(task)
+        return inside, outside
 
     def _window(self, task: Task) -> Box:
-        """Where a target is cropped: with all that has its colour, so that mates share a picture.
+        """Where the task's page is cropped: about one thing and all that has its colour, or
+        anywhere if nothing is known of the page.
 
-        Drawn by the page and the colour alone, whatever else is in the batch.
+        Drawn by the page alone, whatever is asked of it in a batch.
         """
-        assert task.box is not None
         side, page = self.settings.zoom.window, task.sample.image_key or task.sample.id
-        own = next((one for one in things_of(task.tree) if iou(one.box, task.box) > 0.5), None)
-        if own is not None:
-            mates = union([one.box for one in things_of(task.tree) if one.color == own.color])
-            if max(mates.width, mates.height) < side:
-                return drawn_window(mates, side=side, jitter=0.9, key=f"{page} {own.color}")
-        return drawn_window(task.box, side=side, jitter=0.9, key=task.sample.id)
+        things = things_of(task.tree) or [Thing(Box(*one["box"]), 0, 0) for one in task.tree]
+        if not things:
+            left, top = ((1 - side) * chance(axis, page) for axis in "xy")
+            return Box(left, top, left + side, top + side)
+        chosen = things[int(chance("thing", page) * len(things))]
+        mates = union([one.box for one in things if one.color == chosen.color])
+        shown = mates if max(mates.width, mates.height) < side else chosen.box
+        return drawn_window(shown, side=side, jitter=0.9, key=page)
 
 
 class WarmPhase(DemoPhase):
