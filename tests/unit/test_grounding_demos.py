@@ -142,7 +142,7 @@ def test_whether_a_demonstration_zooms_is_drawn_by_the_configured_share(
 
 
 def test_places_shows_crops_as_a_zoom_would(cache: Path) -> None:
-    recipe = phase(cache, "places", "grounding.places.crop_share=1")
+    recipe = phase(cache, "places", "grounding.places.crop_share=1", "grounding.places.views=1")
     source = recipe.train_source()
     pages = [[source[i] for i in page] for page in source.groups()]
     groups = [group for page in pages for group in recipe.demonstrations(page)]
@@ -155,17 +155,37 @@ def test_places_shows_crops_as_a_zoom_would(cache: Path) -> None:
         assert one.task.box is not None and min(one.task.box) >= 0 and max(one.task.box) <= 1
 
 
+def test_a_page_comes_back_without_a_little_of_its_sides(cache: Path) -> None:
+    recipe = phase(cache, "places", "grounding.places.crop_share=0", "grounding.places.views=3")
+    source = recipe.train_source()
+    count = len(source) // 3
+    assert len(source.groups()) == 3 * len({source[i].image_key for i in range(count)})
+    for position in range(4):
+        shown = []
+        for view in range(3):
+            ((one,),) = recipe.demonstrations([source[position + view * count]])
+            assert one.answer is not None and one.task.box is not None
+            assert one.task.box.contains(*one.answer.point)
+            assert one.screen.views[0].size == recipe.dialogue.fit((800, 480))
+            shown.append(one.task.kept)
+        assert shown[0] is None and shown[1] != shown[2]
+        assert all(box is None or 0.75 <= box.width <= 1 for box in shown)
+
+
 def test_what_is_asked_beside_a_question_changes_neither_its_crop_nor_its_loss(
     cache: Path,
 ) -> None:
     recipe = phase(cache, "places", "grounding.places.crop_share=1")
     source = recipe.train_source()
     samples = [source[i] for i in range(4)]
-    together = {one.task.sample.id: one.task.kept
-                for group in recipe.demonstrations(samples) for one in group}  # fmt: skip
-    for sample in samples:
-        ((alone,),) = recipe.demonstrations([sample])
-        assert together[sample.id] == alone.task.kept
+    assert recipe.views == 8
+    samples += [source[i + len(source) // 8] for i in range(4)]
+    for seen in (samples[:4], samples[4:]):
+        together = {one.task.sample.id: one.task.kept
+                    for group in recipe.demonstrations(seen) for one in group}  # fmt: skip
+        for sample in seen:
+            alone = [one for group in recipe.demonstrations([sample]) for one in group]
+            assert together.get(sample.id) == alone[0].task.kept
 
 
 def test_digits_are_drawn_to_cells_of_their_own_picture_that_touch_the_target(

@@ -66,6 +66,8 @@ class PlacesConfig(Node):
     """Most questions about one screen in a step."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 2e-3
     """Peak learning rate."""
+    views: PositiveInt = 8
+    """In how many ways each screen is shown: whole, then without a little of its sides."""
     crop_share: Share = 0.3
     """Share of the screens of which a crop is shown, too, as a zoom would; what it shows is asked
     of it, the rest of the screen."""
@@ -125,6 +127,9 @@ class GrpoConfig(Node):
     rollouts: Literal["shared", "plain", "trl"] = "shared"
     """How episodes are made: `shared` = screenshot and question are read once per group, `plain` =
     once per episode, `trl` = by TRL's own GRPOTrainer and environment_factory."""
+    first_answers: bool = True
+    """Ask each question once more without a look, greedily, so that every call is kept with the
+    confidence and the verdict before it."""
     patience: PositiveInt = 25
     """Steps after which a collapse stops the run."""
     min_answers: Share = 0.9

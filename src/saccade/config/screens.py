@@ -36,11 +36,11 @@ class ScreensSource(Node):
     """Height of a page in pixels."""
     min_target: Annotated[int, Field(ge=6)] = 18
     """Side of the smallest targets in pixels."""
-    max_target: PositiveInt = 96
+    max_target: PositiveInt = 120
     """Side of the largest targets in pixels; sides are log-uniform between the two."""
     small_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
     """Share of the groups of targets that are small: sides below `small_target`."""
-    small_target: PositiveInt = 32
+    small_target: PositiveInt = 40
     """Sides below this many pixels are small."""
     gap: NonNegative = 0.6
     """Room between the things of a group, as a multiple of their side."""

@@ -20,6 +20,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from saccade.config.errors import InputError
@@ -47,6 +48,9 @@ from saccade.training.recipes.grounding_order import Checked, held_out, open_for
 from saccade.training.recipes.tiny_base import CellReader, groups_of_whole
 from saccade.training.rundir import RunDir
 
+LARGEST_CUT = 0.25
+"""Most that another view of a page leaves out of each side."""
+
 
 class DemoModel(nn.Module):
     """The base and the reader of its cells: everything these phases train."""
@@ -65,30 +69,38 @@ def chance(*words: object) -> float:
 
 
 class InParts:
-    """A source whose groups have at most `most` samples: a page comes back in another step."""
+    """A source whose groups have at most `most` samples, and that comes `views` times over.
 
-    def __init__(self, source: SampleSource, *, most: int) -> None:
-        self.source, self.most = source, most
-        self.fingerprint = source.fingerprint
+    The rest of a page comes in another step; the fact `view` says which time it is.
+    """
+
+    def __init__(self, source: SampleSource, *, most: int, views: int = 1) -> None:
+        self.source, self.most, self.views = source, most, views
 
     def leave_out_broken(self) -> list[str]:
         """What the source itself knows to be broken."""
         return leave_out_broken(self.source)
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.source) * self.views
 
     def __getitem__(self, position: int) -> Sample:
-        return self.source[position]
+        view, own = divmod(position, len(self.source))
+        sample = self.source[own]
+        return replace(sample, facts={**sample.facts, "view": view}) if view else sample
 
     def groups(self) -> list[list[int]]:
         """The source's groups, cut."""
-        most = self.most
         return [
-            group[first : first + most]
+            [view * len(self.source) + position for position in group[first : first + self.most]]
+            for view in range(self.views)
             for group in self.source.groups()
-            for first in range(0, len(group), most)
+            for first in range(0, len(group), self.most)
         ]
+
+    def fingerprint(self) -> str:
+        """That of the source, and how often it comes."""
+        return self.source.fingerprint() + (f" x {self.views}" if self.views > 1 else "")
 
 
 class DemoPhase:
@@ -96,6 +108,7 @@ class DemoPhase:
 
     look: Look = "free"
     questions = 4
+    views = 1
 
     def __init__(self, config: Config, *, vision: bool, lora: bool = False) -> None:
         self.config, self.settings = config, config.grounding
@@ -115,7 +128,7 @@ class DemoPhase:
 
     def train_source(self) -> SampleSource:
         whole = Checked(open_for_training(self.config), boxed=True)
-        return InParts(whole, most=self.questions)
+        return InParts(whole, most=self.questions, views=self.views)
 
     def tasks(self, tasks: list[Task]) -> list[Task]:
         """What this phase asks, made of what a source asks."""
@@ -222,49 +235,57 @@ class PlacesPhase(DemoPhase):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, vision=config.grounding.places.vision)
-        self.questions = config.grounding.places.questions
+        self.questions, self.views = (
+            config.grounding.places.questions,
+            config.grounding.places.views,
+        )
 
     def tasks(self, tasks: list[Task]) -> list[Task]:
         """Pages as they are once they have loaded: nothing can be named on them before."""
         return [replace(one, loading=None, loading_tree=()) for one in tasks]
 
     def demonstrations(self, samples: list[Sample]) -> list[list[Episode]]:
-        tasks = self.tasks(tasks_of(samples))
-        key = samples[0].image_key or samples[0].id
-        groups = [tasks]
-        if chance("crop", key) < self.settings.places.crop_share:
-            groups = [one for one in self._cropped(tasks) if one]
+        rest, view = self.tasks(tasks_of(samples)), samples[0].facts.get("view", 0)
+        page = f"{samples[0].image_key or samples[0].id} {view}"
+        groups = []
+        if chance("crop", page) < self.settings.places.crop_share:
+            crop, rest = self._cropped(rest, page=page)
+            groups.append(crop)
+        groups.append(self._cut(rest, page=page) if view else rest)
         return [
             [self.dialogue.demonstration(one, looks=(), index=i) for i, one in enumerate(group)]
             for group in groups
+            if group
         ]
 
-    def _cropped(self, tasks: list[Task]) -> tuple[list[Task], list[Task]]:
-        """What one crop of the page shows, asked of the crop; the rest, asked of the page."""
-        window = self._window(tasks[0])
+    def _cropped(self, tasks: list[Task], *, page: str) -> tuple[list[Task], list[Task]]:
+        """What one crop of the page shows, asked of the crop; and the rest."""
         screen = self.dialogue.screen(tasks[0])
-        view = screen.zoom(screen.numbers(window)).view
-        inside: list[Task] = []
-        outside: list[Task] = []
-        for task in tasks:
-            assert task.box is not None
-            if view is not None and _within(task.box, view.box):
-                seen = task.box.seen_in(view.box)
-                inside.append(replace(task, image=view.image, box=seen, kept=view.box))
-            else:
-                outside.append(task)
-        return inside, outside
+        view = screen.zoom(screen.numbers(self._window(tasks[0], page=page))).view
+        return (tasks, []) if view is None else shown_in(view.box, view.image, tasks)
 
-    def _window(self, task: Task) -> Box:
+    def _cut(self, tasks: list[Task], *, page: str) -> list[Task]:
+        """The page without a little of its sides, and what it still shows: another view of it."""
+        if not tasks:
+            return tasks
+        side = 1 - LARGEST_CUT * chance("side", page)
+        left, top = ((1 - side) * chance(axis, page) for axis in "xy")
+        window, whole = Box(left, top, left + side, top + side).clamped(), tasks[0].image
+        image = whole.resize(
+            self.dialogue.fit(whole.size), Image.Resampling.BICUBIC, box=window.pixels(whole.size)
+        )
+        return shown_in(window, image, tasks)[0] or tasks
+
+    def _window(self, task: Task, *, page: str) -> Box:
         """Where the task's page is cropped: about one thing and all that has its colour, or
         anywhere if nothing is known of the page.
 
         Drawn by the page alone, whatever is asked of it in a batch.
         """
-        side, page = self.settings.zoom.window, task.sample.image_key or task.sample.id
+        side = self.settings.zoom.window
         things = things_of(task.tree) or [Thing(Box(*one["box"]), 0, 0) for one in task.tree]
         if not things:
-            left, top = ((1 - side) * chance(axis, page) for axis in "xy")
+            left, top = ((1 - side) * chance("window", axis, page) for axis in "xy")
             return Box(left, top, left + side, top + side)
         chosen = things[int(chance("thing", page) * len(things))]
         mates = union([one.box for one in things if one.color == chosen.color])
@@ -298,6 +319,22 @@ class WarmPhase(DemoPhase):
             )  # fmt: skip
             looks = [window] if shows_whole(self.dialogue, task, window) else []
         return self.dialogue.demonstration(task, looks=looks, index=index)
+
+
+def shown_in(
+    window: Box, image: Image.Image, tasks: Sequence[Task]
+) -> tuple[list[Task], list[Task]]:
+    """What a part of the page shows whole, asked of that part's picture; and the rest."""
+    inside: list[Task] = []
+    outside: list[Task] = []
+    for task in tasks:
+        assert task.box is not None
+        if _within(task.box, window):
+            seen = task.box.seen_in(window)
+            inside.append(replace(task, image=image, box=seen, kept=window))
+        else:
+            outside.append(task)
+    return inside, outside
 
 
 def shows_whole(dialogue: Dialogue, task: Task, window: Box) -> View | None:
