@@ -20,9 +20,16 @@ from saccade.config.errors import InputError
 from saccade.config.screens import ScreensSource
 from saccade.data.boxes import Box
 from saccade.data.samples import DataError
+from saccade.data.sources import open_source
 from saccade.evaluation import grounding_compare
 from saccade.evaluation.compare import compare_run
-from saccade.evaluation.grounding import evaluate_grounding, read_rows, screens_name
+from saccade.evaluation.grounding import (
+    evaluate_grounding,
+    load_policy,
+    read_rows,
+    row_of_episode,
+    screens_name,
+)
 from saccade.evaluation.grounding_arms import Rolled, compare_arms
 from saccade.evaluation.grounding_compare import Rollouts, episodes_key, small_side, two_sources
 from saccade.evaluation.grounding_rows import Scored, chance_near, scored, summarise
@@ -31,6 +38,9 @@ from saccade.evaluation.records import write_json
 from saccade.evaluation.run import evaluate_run, rejudge
 from saccade.evaluation.table import compared, scores
 from saccade.grounding.confidence import brier, ece
+from saccade.grounding.episodes import task_of
+from saccade.grounding.rollouts import first_answers
+from saccade.training.recipes.grounding_demos import drawn_window
 from saccade.training.rundir import RunDir
 from tests.grounding_example import TARGET, rolled, row
 from tests.grounding_policy import untrained_run
@@ -267,6 +277,20 @@ def test_a_run_is_scored_and_judged_again_to_the_same_bytes(run: RunDir) -> None
     assert rejudge(run) == found
     assert [path.read_bytes() for path in files] == before
     assert all(one.row_count >= 4 for one in scores(found).renderables)
+
+
+def test_a_row_says_what_its_look_changed(run: RunDir) -> None:
+    dialogue = load_policy(run)
+    task = task_of(open_source(run.config().data.eval)[0])
+    assert task.box is not None
+    window = drawn_window(task.box, side=0.25, jitter=0, key="")
+    looked = dialogue.demonstration(task, looks=[window])
+    (first,) = first_answers(dialogue, [task])
+    assert first.screen.zooms == 0
+    row = row_of_episode(looked, dialogue=dialogue, run="toy", split="eval", first=first)
+    assert row["hit"] and row["hit_before"] is False and row["effect"] == "helped"
+    alone = row_of_episode(first, dialogue=dialogue, run="toy", split="eval", first=None)
+    assert alone["hit_before"] is None and alone["effect"] == "no look"
 
 
 def test_the_batch_size_changes_no_answer(run: RunDir) -> None:

@@ -39,6 +39,7 @@ from saccade.grounding.episodes import (
     Episode,
     Facts,
     Task,
+    before_look,
     mean_log_prob,
     row_of,
     task_of,
@@ -205,7 +206,7 @@ def answer(
     split: str = "eval",
 ) -> list[dict[str, Any]]:
     """The rows of one greedy episode per sample, or of `sampled` at the training temperature."""
-    from saccade.grounding.rollouts import roll
+    from saccade.grounding.rollouts import first_answers, roll
 
     tasks = _tasks(samples, skip=dialogue.config.data.on_error == "skip", broken=broken)
     if not tasks:
@@ -217,9 +218,16 @@ def answer(
         dialogue, tasks, group=group, seeds=seeds,
         temperature=dialogue.settings.grpo.temperature, look=look, greedy=not sampled,
     )  # fmt: skip
+    looked = [task for task, (one, *_) in zip(tasks, episodes, strict=True) if one.screen.zooms]
+    asked = looked if look == "free" and not sampled else []
+    first = {one.task.sample.id: one for one in first_answers(dialogue, asked)}
     name = run.path.resolve().name
     return [
-        _row(one, dialogue=dialogue, run=name, split=split) for group in episodes for one in group
+        row_of_episode(
+            one, dialogue=dialogue, run=name, split=split, first=first.get(one.task.sample.id)
+        )
+        for group in episodes
+        for one in group
     ]
 
 
@@ -235,10 +243,14 @@ def _tasks(samples: Sequence[Sample], *, skip: bool, broken: list[DataError]) ->
     return tasks
 
 
-def _row(episode: Episode, *, dialogue: Dialogue, run: str, split: str) -> dict[str, Any]:
+def row_of_episode(
+    episode: Episode, *, dialogue: Dialogue, run: str, split: str, first: Episode | None
+) -> dict[str, Any]:
+    """An episode as it is kept; `first` is the answer without a look, where one was made."""
     sure = math.exp(mean_log_prob(episode)) if episode.finish == "answered" else None
     cost = cost_of(episode, dialogue=dialogue)
-    facts = Facts(run=run, step=0, split=split, after=sure, extra=cost)
+    before = before_look(first, config=dialogue.settings)
+    facts = Facts(run=run, step=0, split=split, after=sure, extra=cost, **before)
     return row_of(episode, facts=facts, convention=dialogue.convention)
 
 

@@ -287,6 +287,15 @@ def row_of(episode: Episode, *, facts: Facts, convention: Convention) -> dict[st
     return _plain({**row, **facts.extra})
 
 
+def before_look(first: Episode | None, *, config: GroundingConfig) -> dict[str, Any]:
+    """The `Facts` that an answer without a look gives about the episodes of its question."""
+    if first is None:
+        return {}
+    verdict = verdict_of(first)
+    sure = outcome_of(first, config=config).confidence
+    return {"before": sure, "hit_before": verdict is not None and verdict.hit}
+
+
 def effect_of(row: Mapping[str, Any]) -> str:
     """What looking again changed: `helped`, `harmed`, `stayed right`, `stayed wrong`; `no look`;
     `unknown` where the answer before is not known."""

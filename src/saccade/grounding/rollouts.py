@@ -74,6 +74,14 @@ def roll(
     return [episodes[at : at + group] for at in range(0, len(episodes), group)]
 
 
+def first_answers(dialogue: Dialogue, tasks: Sequence[Task]) -> list[Episode]:
+    """What the policy would say without a look, greedily: what a look is measured against."""
+    seeds = [[0]] * len(tasks)
+    return [
+        one for (one,) in roll(dialogue, tasks, group=1, seeds=seeds, look="never", greedy=True)
+    ]
+
+
 @dataclass
 class _Part:
     """One episode while it is played; `next` is what the policy is given before it goes on."""

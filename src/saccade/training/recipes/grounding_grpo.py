@@ -37,7 +37,7 @@ from saccade.grounding.collapse import Detectors
 from saccade.grounding.dialogue import Dialogue
 from saccade.grounding.episodes import Episode, Task, task_of
 from saccade.grounding.grpo import grpo_loss
-from saccade.grounding.rollouts import roll
+from saccade.grounding.rollouts import first_answers, roll
 from saccade.training import state
 from saccade.training.batches import SampleOrder, Share
 from saccade.training.checkpoints import Writer, newest_good
@@ -192,8 +192,13 @@ class GrpoPhase:
         was_training = self.base.training
         self.base.eval()
         rolled = self._rolled(tasks, step=step, micro=micro)
+        asked = self.settings.first_answers
+        first = first_answers(self.dialogue, tasks) if asked else [None] * len(tasks)
         self.base.train(was_training)
-        groups = [paid_group(one, config=self.config.grounding) for one in rolled]
+        groups = [
+            paid_group(one, config=self.config.grounding, first=before)
+            for one, before in zip(rolled, first, strict=True)
+        ]
         about = {"run_seed": self.config.run.seed, "config": self._digest}
         self.rows += rows_of(
             groups, run=self.run.path.name, step=step + 1, convention=self.dialogue.convention,

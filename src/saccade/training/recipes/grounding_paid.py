@@ -17,7 +17,7 @@ from typing import Any
 from saccade.config.grounding import GroundingConfig
 from saccade.grounding.collapse import Seen
 from saccade.grounding.coordinates import Convention
-from saccade.grounding.episodes import Episode, Facts, outcome_of, row_of
+from saccade.grounding.episodes import Episode, Facts, before_look, outcome_of, row_of
 from saccade.grounding.grpo import Judged, advantages
 from saccade.grounding.rewards import Outcome, Rewarded, group_rewards
 
@@ -27,12 +27,14 @@ MASKED = ("truncated", "too many turns")
 
 @dataclass(frozen=True)
 class Group:
-    """Episodes about one question, and what each is worth."""
+    """Episodes about one question, and what each is worth; `before` are the facts about the answer
+    without a look, where it was asked for."""
 
     episodes: Sequence[Episode]
     outcomes: Sequence[Outcome]
     rewarded: Sequence[Rewarded]
     judged: Judged
+    before: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def learned(self) -> list[bool]:
@@ -40,15 +42,20 @@ class Group:
         return [one.finish not in MASKED for one in self.episodes]
 
 
-def paid_group(episodes: Sequence[Episode], *, config: GroundingConfig) -> Group:
-    """Pay the episodes of one question and judge them among themselves; a single one is not."""
+def paid_group(
+    episodes: Sequence[Episode], *, config: GroundingConfig, first: Episode | None = None
+) -> Group:
+    """Pay the episodes of one question and judge them among themselves; a single one is not.
+
+    `first` is not paid: it is what a look is measured against.
+    """
     outcomes = [outcome_of(one, config=config) for one in episodes]
     rewarded = group_rewards(outcomes, config=config)
     rewards, hits = [one.total for one in rewarded], [one.hit for one in rewarded]
     judged = Judged([0.0] * len(rewards), kept=False, constant=True)
     if len(rewards) > 1:
         judged = advantages(rewards, hits=hits, config=config.grpo)
-    return Group(episodes, outcomes, rewarded, judged)
+    return Group(episodes, outcomes, rewarded, judged, before_look(first, config=config))
 
 
 def rows_of(
@@ -66,6 +73,7 @@ def rows_of(
             facts=Facts(
                 run=run, step=step, split="train", rewarded=rewarded, advantage=gain,
                 masked=episode.finish in MASKED, after=outcome.confidence,
+                **group.before,
                 extra={
                     **extra, "group_kept": group.judged.kept,
                     "group_constant": group.judged.constant,
