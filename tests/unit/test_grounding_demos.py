@@ -166,7 +166,7 @@ def test_a_page_comes_back_without_a_little_of_its_sides(cache: Path) -> None:
             ((one,),) = recipe.demonstrations([source[position + view * count]])
             assert one.answer is not None and one.task.box is not None
             assert one.task.box.contains(*one.answer.point)
-            assert one.screen.views[0].size == recipe.dialogue.fit((800, 480))
+            assert one.screen.views[0].size == recipe.dialogue.fit((800, 800))
             shown.append(one.task.kept)
         assert shown[0] is None and shown[1] != shown[2]
         assert all(box is None or 0.75 <= box.width <= 1 for box in shown)

@@ -21,7 +21,7 @@ class ZoomConfig(Node):
     window: Fraction = 0.25
     """Smallest crop as a share of each side of what is looked at; a smaller box is widened to it.
     """
-    pixels: PositiveInt = 30_720
+    pixels: PositiveInt = 25_600
     """Area in pixels that a crop is shown at."""
     calls: NonNegativeInt = 1
     """Most successful zooms of an episode; 0 = it must answer at once."""
@@ -68,7 +68,7 @@ class PlacesConfig(Node):
     """Peak learning rate."""
     views: PositiveInt = 8
     """In how many ways each screen is shown: whole, then without a little of its sides."""
-    crop_share: Share = 0.3
+    crop_share: Share = 0.7
     """Share of the screens of which a crop is shown, too, as a zoom would; what it shows is asked
     of it, the rest of the screen."""
     vision: bool = True

@@ -32,16 +32,18 @@ class ScreensSource(Node):
     is installed."""
     width: Annotated[int, Field(ge=128)] = 800
     """Width of a page in pixels."""
-    height: Annotated[int, Field(ge=128)] = 480
+    height: Annotated[int, Field(ge=128)] = 800
     """Height of a page in pixels."""
-    min_target: Annotated[int, Field(ge=6)] = 18
+    min_target: Annotated[int, Field(ge=6)] = 24
     """Side of the smallest targets in pixels."""
-    max_target: PositiveInt = 120
-    """Side of the largest targets in pixels; sides are log-uniform between the two."""
+    small_target: PositiveInt = 56
+    """Sides below this many pixels are small; they are log-uniform from `min_target` up to it."""
+    large_target: PositiveInt | None = None
+    """Side of the smallest target that is not small; none = `small_target`, without a gap."""
+    max_target: PositiveInt = 192
+    """Side of the largest targets in pixels; sides are log-uniform from `large_target` up to it."""
     small_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
-    """Share of the groups of targets that are small: sides below `small_target`."""
-    small_target: PositiveInt = 40
-    """Sides below this many pixels are small."""
+    """Share of the groups of targets that are small."""
     gap: NonNegative = 0.6
     """Room between the things of a group, as a multiple of their side."""
     kinds: Annotated[list[Literal["icon", "text"]], Field(min_length=1)] = ["icon"]
@@ -56,12 +58,18 @@ class ScreensSource(Node):
     cache: Path | None = None
     """Folder of pages drawn already; default: `saccade/screens` in the user's cache folder."""
 
+    @property
+    def least_large(self) -> int:
+        """Side of the smallest target that is not small."""
+        return self.small_target if self.large_target is None else self.large_target
+
     @model_validator(mode="after")
     def _sides_are_in_order(self) -> ScreensSource:
-        if not self.min_target < self.small_target < self.max_target:
+        least = self.least_large
+        if not self.min_target < self.small_target <= least < self.max_target:
             raise ValueError(
-                f"min_target={self.min_target} < small_target={self.small_target} <"
-                f" max_target={self.max_target} does not hold"
+                f"min_target={self.min_target} < small_target={self.small_target} <="
+                f" large_target={least} < max_target={self.max_target} does not hold"
             )
         if 4 * self.max_target > min(self.width, self.height):
             raise ValueError(

@@ -54,8 +54,8 @@ def outline(shape: str) -> tuple[tuple[float, float], ...]:
             "triangle": lambda: [(0.5, 0.02), (1.0, 0.96), (0.0, 0.96)],
             "star": _star,
             "heart": lambda: [
-                *_arc((0.27, 0.3), 0.27, 0.37, 0.93),
-                *_arc((0.73, 0.3), 0.27, 0.57, 1.13),
+                *_arc((0.27, 0.3), 0.27, 0.37, 0.912),
+                *_arc((0.73, 0.3), 0.27, 0.588, 1.13),
                 (0.5, 1.0),
             ],
             "cross": lambda: [
@@ -63,9 +63,9 @@ def outline(shape: str) -> tuple[tuple[float, float], ...]:
                 (thick, 1), (thin, 1), (thin, thick), (0, thick), (0, thin), (thin, thin),
             ],
             "diamond": lambda: [(0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)],
-            # a disc and the disc that bites it, meeting at 0.6 left of the edge
+            # a disc and the disc that bites it: the arcs end where the two circles cross
             "moon": lambda: [
-                *_arc((0.5, 0.5), 0.5, 0.04, 0.71), *_arc((0.84, 0.3), 0.47, 0.61, 0.22)
+                *_arc((0.5, 0.5), 0.5, 0.088, 0.743), *_arc((0.84, 0.3), 0.47, 0.61, 0.221)
             ],
         }[shape]()
     )  # fmt: skip

@@ -17,7 +17,7 @@ from saccade.config.screens import ScreensSource
 from saccade.data.generate.drawing import COLORS, SHAPES
 from saccade.data.generate.scenes import SPLIT_CODES, WORDS
 
-VERSION = 1
+VERSION = 2
 """Raised when the same settings would give other pages."""
 FEWEST_GROUPS, MOST_GROUPS = 3, 6
 FEWEST_MEMBERS, MOST_MEMBERS = 2, 4
@@ -126,7 +126,7 @@ def _draft(
 ) -> tuple[int, list[Target]]:
     low, high = (
         (source.min_target, source.small_target) if small
-        else (source.small_target, source.max_target + 1)
+        else (source.least_large, source.max_target + 1)
     )  # fmt: skip
     side = int(low * (high / low) ** rng.random())
     kind = source.kinds[int(rng.integers(len(source.kinds)))]
