@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import signal
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,31 +152,22 @@ def test_what_is_frozen_is_sharded_and_what_is_trained_is_whole(tmp_path: Path) 
         dist.destroy_process_group()
 
 
-def average_as(rank: int, rendezvous: Path, kept: Path) -> None:
+def average_as(rank: int, folder: Path, overrides: Sequence[str]) -> None:
     """One process of two: it reaches part 0, both reach part 1, nobody reaches part 2."""
-    url = f"file://{rendezvous}"
+    url = f"file://{folder.parent}/group"
     dist.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
     parts = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
     if rank == 0:
         parts[0].grad = torch.full((2,), 4.0)
     parts[1].grad = torch.full((2,), 1.0 + rank)
     average_gradients(parts)
-    torch.save([part.grad for part in parts], kept / f"{rank}.pt")
+    torch.save([part.grad for part in parts], folder.with_suffix(".pt"))
     dist.destroy_process_group()
 
 
 def test_a_part_one_process_did_not_reach_counts_there_as_zero(tmp_path: Path) -> None:
-    runs = [
-        multiprocessing.get_context("fork").Process(
-            target=average_as, args=(rank, tmp_path / "group", tmp_path)
-        )
-        for rank in (0, 1)
-    ]
-    for run in runs:
-        run.start()
-    for run in runs:
-        run.join(200)
-    assert [run.exitcode for run in runs] == [0, 0]
+    runs = [ForkedRun(tmp_path / str(rank), train=partial(average_as, rank)) for rank in (0, 1)]
+    assert [run.wait() for run in runs] == [0, 0], [run.output() for run in runs]
     for rank in (0, 1):
         one, both, none = torch.load(tmp_path / f"{rank}.pt")
         assert one.tolist() == [2.0, 2.0]

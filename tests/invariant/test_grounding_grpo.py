@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,7 @@ def test_every_episode_is_written_down_once_and_can_be_judged_again(unbroken: Ru
         assert row["hit"] is (verdict is not None and verdict.hit)
         assert row["total"] == pytest.approx(sum(row["reward"].values()))
         assert row["run"] == unbroken.path.name and row["config"] and row["run_seed"] == 0
+        assert row["hit_before"] is not None and row["effect"] != "unknown"
     for first in range(0, len(rows), 4):
         group = rows[first : first + 4]
         assert len({row["id"] for row in group}) == 1
@@ -365,6 +367,10 @@ def test_a_healthy_run_is_not_stopped(policy: Path, tmp_path: Path) -> None:
     assert "iou_50" not in done["metrics"], "its answers are points"
 
 
+def train_in(policy: Path, folder: Path, overrides: Sequence[str]) -> RunDir:
+    return trained(policy, folder.parent, f"run.name={folder.name}", *overrides)
+
+
 @pytest.mark.slow
 def test_two_processes_make_the_step_of_one(policy: Path, tmp_path: Path) -> None:
     same = ("lora.dropout=0", "grounding.grpo.filter=none", "grounding.grpo.entropy=0.01",
@@ -372,11 +378,8 @@ def test_two_processes_make_the_step_of_one(policy: Path, tmp_path: Path) -> Non
             "training.eval_samples=2")  # fmt: skip
 
     def start(where: Path, *more: str, env: dict[str, str] | None = None) -> ForkedRun:
-        def train(folder: Path, overrides: Sequence[str]) -> Any:
-            return trained(policy, folder.parent, f"run.name={folder.name}", *overrides)
-
         log = tmp_path / f"{where.name}-{(env or {}).get('RANK', '0')}.log"
-        return ForkedRun(where, [*same, *more], env=env, log=log, train=train)
+        return ForkedRun(where, [*same, *more], env=env, log=log, train=partial(train_in, policy))
 
     port = str(free_port())
     runs = [start(tmp_path / "one")] + [

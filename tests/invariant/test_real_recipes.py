@@ -10,6 +10,7 @@ import json
 import signal
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +51,19 @@ COMMON = (
 )
 
 
+def train_recipe(recipe: str, base: Path, folder: Path, overrides: Sequence[str]) -> Any:
+    place = (f"run.root={folder.parent}", f"run.name={folder.name}", f"model.name={base}")
+    name, *own = recipe.split()
+    return train(resolve(name, overrides=[*COMMON, *own, *place, *overrides]))
+
+
 def start(
     recipe: str, base: Path, folder: Path, *overrides: str, env: dict[str, str] | None = None,
     hold: tuple[str, int] | None = None,
 ) -> ForkedRun:  # fmt: skip
-    def train_recipe(where: Path, more: Sequence[str]) -> Any:
-        place = (f"run.root={where.parent}", f"run.name={where.name}", f"model.name={base}")
-        name, *own = recipe.split()
-        return train(resolve(name, overrides=[*COMMON, *own, *place, *more]))
-
     log = folder.parent / f"{folder.name}-{(env or {}).get('RANK', '0')}.log"
-    return ForkedRun(folder, overrides, env=env, log=log, train=train_recipe, hold=hold)
+    work = partial(train_recipe, recipe, base)
+    return ForkedRun(folder, overrides, env=env, log=log, train=work, hold=hold)
 
 
 def finish(recipe: str, base: Path, folder: Path, *overrides: str) -> Path:

@@ -18,6 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -84,6 +85,22 @@ def stand_still_from(step: int, *, until: Path) -> None:
     after_each_event(rest)
 
 
+def build_slowly(batch_seconds: float, folder: Path, overrides: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    settings = config(folder, target_tokens=16, input_tokens=16)
+    builder(settings, pause_s=batch_seconds).build()
+
+
+def train_beside(
+    folder: Path, overrides: Sequence[str], *, rests_from: int | None, until: Path
+) -> Any:
+    place = [f"run.root={folder.parent}", f"run.name={folder.name}"]
+    if rests_from is not None:
+        stand_still_from(rests_from, until=until)
+    words = [*SMALL, *place, "training.eval_every=20", *overrides]
+    return train(resolve("recursion", overrides=words))
+
+
 class Forks:
     """A builder with a toy encoder and a training beside it, as two forks."""
 
@@ -100,25 +117,17 @@ class Forks:
         self.sides: dict[str, ForkedRun] = {}
         folder.mkdir()
 
-    def _build(self, folder: Path, overrides: Sequence[str]) -> None:
-        torch.set_num_threads(1)
-        settings = config(folder, target_tokens=16, input_tokens=16)
-        builder(settings, pause_s=self.batch_seconds).build()
-
-    def _train(self, folder: Path, overrides: Sequence[str]) -> Any:
-        place = [f"run.root={folder.parent}", f"run.name={folder.name}"]
-        data = [f"data.{split}.path={self.shards}" for split in ("train", "eval")]
-        every = [f"training.steps={self.steps}", "training.eval_every=20"]
-        if self.last_goal < self.steps - 1:
-            stand_still_from(self.last_goal, until=self.go_on)
-        return train(resolve("recursion", overrides=[*SMALL, *place, *data, *every]))
-
     def start(self) -> None:
         """Start whatever is not alive and not finished."""
-        work = {"builder": (self.shards, self._build), "trainer": (self.run, self._train)}
-        for side, (folder, does) in work.items():
+        data = [f"data.{split}.path={self.shards}" for split in ("train", "eval")]
+        words = [*data, f"training.steps={self.steps}"]
+        rests = self.last_goal if self.last_goal < self.steps - 1 else None
+        trains = partial(train_beside, rests_from=rests, until=self.go_on)
+        builds = partial(build_slowly, self.batch_seconds)
+        work = {"builder": (self.shards, [], builds), "trainer": (self.run, words, trains)}
+        for side, (folder, overrides, does) in work.items():
             if not self.alive(side) and not self.finished(side):
-                self.sides[side] = ForkedRun(folder, train=does)
+                self.sides[side] = ForkedRun(folder, overrides, train=does)
 
     def alive(self, side: str) -> bool:
         return side in self.sides and self.sides[side].poll() is None

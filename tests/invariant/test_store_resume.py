@@ -12,6 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,12 @@ def test_a_store_that_is_away_at_the_start_is_the_users_to_mend(
         train_toy(tmp_path / "one" / "toy", [STORE])
 
 
+def train_recipe(recipe: str, base: Path, folder: Path, overrides: Sequence[str]) -> Any:
+    place = (f"run.root={folder.parent}", f"run.name={folder.name}", f"model.name={base}")
+    own = ("training.threads=1", "training.save_every=1", "training.eval_samples=4")
+    return train(resolve(recipe, overrides=[*place, *own, *overrides]))
+
+
 @pytest.mark.parametrize("recipe", ["smoke/relevance", "smoke/tiny-base"])
 def test_a_real_recipe_goes_on_from_the_bucket(
     recipe: str, cloud: StorageServer, tmp_path: Path
@@ -201,21 +208,16 @@ def test_a_real_recipe_goes_on_from_the_bucket(
     base = tmp_path / "base"
     random_backbone().model.save_pretrained(base)
     random_backbone().processor.save_pretrained(base)
-
-    def train_recipe(where: Path, more: Sequence[str]) -> Any:
-        place = (f"run.root={where.parent}", f"run.name={where.name}", f"model.name={base}")
-        own = ("training.threads=1", "training.save_every=1", "training.eval_samples=4")
-        return train(resolve(recipe, overrides=[*place, *own, *more]))
-
-    train_recipe(tmp_path / "peaceful" / "run", [])
+    work = partial(train_recipe, recipe, base)
+    work(tmp_path / "peaceful" / "run", [])
     for file in ("optimizer.pt", COMPLETE, "random.pt"):
         folder = tmp_path / f"dies-at-{file}" / "run"
-        run = start(folder, train=train_recipe)
+        run = start(folder, train=work)
         kill_at(cloud, run, opens_upload_of(None, file), sig=signal.SIGKILL)
         assert run.wait() == -signal.SIGKILL, run.output()
         shutil.rmtree(folder)
     cloud.fault = lambda request: None
-    train_recipe(tmp_path / "last" / "run", [STORE])
+    work(tmp_path / "last" / "run", [STORE])
     sums = [
         json.loads((tmp_path / one / "run/checkpoints/step-6/checksums.json").read_text())
         for one in ("peaceful", "last")

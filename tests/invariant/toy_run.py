@@ -9,14 +9,19 @@ The model draws dropout from the global random state, so an inexact resume shows
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
+import multiprocessing
 import os
+import pickle
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
@@ -30,11 +35,17 @@ from saccade.data.sources import SampleSource
 from saccade.training.events import EventLog
 from saccade.training.run import run_training
 from saccade.training.rundir import RunDir
-from saccade.training.trainers import SaccadeTrainer  # noqa: F401  imported once, before forking
 
 DIGITS, CLASSES = 6, 4
 FORK_LIMIT_S = 600
-"""A fork has only one of its parent's threads, and may wait for a lock that another one held."""
+"""A fork that hangs says where, in its log, and dies."""
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([  # what takes long to import; the rest comes with what a run does
+    "saccade.training.run", "saccade.training.trainers", "saccade.training.recipes.relevance",
+    "hydra", "pytest",
+])  # fmt: skip
+STARTING_OR_ASKING = threading.Lock()
+"""Tests ask from several threads how a run ended, and only one of them may read the answer."""
 SETTINGS = (
     "training.steps=30", "training.batch_size=8", "training.save_every=5", "training.threads=1",
     "training.eval_every=10", "training.eval_samples=24", "training.learning_rate=0.01",
@@ -210,8 +221,43 @@ def main(folder: Path, overrides: Sequence[str], train: Train = train_toy) -> in
     return 0
 
 
+def be_a_run(
+    work: bytes, env: Mapping[str, str], log: Path, hold: tuple[str, int] | None
+) -> NoReturn:
+    """Train in this process, a fork, and end it."""
+    os.environ.clear()
+    os.environ.update(env)
+    multiprocessing.set_start_method(None, force=True)  # its workers start as everybody's do
+    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    faulthandler.dump_traceback_later(FORK_LIMIT_S, exit=True, file=sys.stderr)
+    if hold and hold[0] == "evaluation":
+        os.environ["TOY_HELD_EVALUATION"] = str(hold[1])
+    elif hold:
+        hold_after(*hold)
+    folder, overrides, train = pickle.loads(work)  # here, where the log has what goes wrong
+    code = main(folder, overrides, train)
+    sys.stderr.flush()
+    os._exit(code)  # a thread or a process that the run left must not hold up its end
+
+
+@atexit.register
+def kill_what_still_runs() -> None:
+    """Runs of a test that failed, which the end of pytest would wait for."""
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
 class ForkedRun:
-    """The same in a fork of this process: real signals and real deaths without a new import.
+    """The same in a fork: real signals and real deaths without a new import.
+
+    What is forked is a process that has only imported modules, not the tests' own, in which earlier
+    tests leave threads. They do not exist in a fork, and whoever joins one of them there (a gloo
+    group that is collected does) may find another thread in its place, and the fork is aborted with
+    `std::system_error: Invalid argument`. So `train` and what is bound to it must be picklable, and
+    nothing that a test changed in its own process but the environment is seen by the run.
 
     With `hold` (a type of event and a step) the run stands still after that event, or in the
     evaluation of that number, so that what a test does next cannot come too late.
@@ -232,32 +278,19 @@ class ForkedRun:
         self.held, self.on = self.log.with_suffix(".held"), self.log.with_suffix(".on")
         for file in (self.held, self.on):
             file.unlink(missing_ok=True)
-        self.pid = os.fork()
-        if self.pid:
-            return
-        code = 1
-        try:
-            os.environ.update(env or {})
-            os.environ |= {"TOY_HELD": str(self.held), "TOY_GO_ON": str(self.on)}
-            if hold and hold[0] == "evaluation":
-                os.environ["TOY_HELD_EVALUATION"] = str(hold[1])
-            elif hold:
-                hold_after(*hold)
-            output = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            for stream in (1, 2):
-                os.dup2(output, stream)
-            sys.stderr = os.fdopen(2, "w", buffering=1)
-            # a fork that hangs says where, in its log, and dies
-            faulthandler.dump_traceback_later(FORK_LIMIT_S, exit=True, file=sys.stderr)
-            code = main(folder, overrides, train)
-            sys.stderr.flush()
-        finally:
-            os._exit(code)  # never back into the caller's test session
+        moments = {"TOY_HELD": str(self.held), "TOY_GO_ON": str(self.on)}
+        all_env = {**os.environ, **(env or {}), **moments}
+        work = pickle.dumps((folder, overrides, train))
+        self.process = FORKS.Process(target=be_a_run, args=(work, all_env, self.log, hold))
+        with STARTING_OR_ASKING:
+            self.process.start()
+        assert self.process.pid is not None
+        self.pid = self.process.pid
 
     def poll(self) -> int | None:
         if self.code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.code = os.waitstatus_to_exitcode(status) if pid else None
+            with STARTING_OR_ASKING:
+                self.code = self.process.exitcode
         return self.code
 
     def wait(self) -> int:
@@ -267,7 +300,8 @@ class ForkedRun:
 
     def send_signal(self, sig: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, sig)
+            with suppress(ProcessLookupError):  # it has ended since
+                os.kill(self.pid, sig)
 
     def go_on(self) -> None:
         """Let a run that was held continue."""
