@@ -95,6 +95,7 @@ class GeneratedScreens:
 
     def _begin(self) -> None:
         self._rows: OrderedDict[int, dict[str, Any]] = OrderedDict()
+        self._last: tuple[int, list[Sample]] = (-1, [])
         self._lock = threading.Lock()
         self._browser = Chromium(width=self.source.width, height=self.source.height)
 
@@ -140,7 +141,19 @@ class GeneratedScreens:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def page_samples(self, index: int) -> list[Sample]:
-        """All samples of page `index`, sharing one picture; draws it if nobody has."""
+        """All samples of page `index`, sharing one picture; draws it if nobody has.
+
+        The last page's are kept: what reads samples reads those of a page one after another.
+        """
+        with self._lock:
+            last, samples = self._last
+        if last != index:
+            samples = self._page_samples(index)
+            with self._lock:
+                self._last = index, samples
+        return samples
+
+    def _page_samples(self, index: int) -> list[Sample]:
         row = self.page(index)
         key = page_key(self.source, index=index)
         size = (self.source.width, self.source.height)
