@@ -56,7 +56,7 @@ def words(screens: Path, root: Path, *more: str) -> Resolved:
         *both, f"run.root={root}", "training.steps=3", "training.save_every=3",
         "training.threads=1", "training.batch_size=2", "training.eval_samples=6",
         "grounding.grpo.group=2", "grounding.grpo.max_tokens=16", "lora.rank=2",
-        "grounding.zoom.pixels=3072", "model.max_pixels=3072", *more,
+        "grounding.zoom.pixels=3072", "model.max_pixels=3072", "grounding.places.views=1", *more,
     ])  # fmt: skip
 
 

@@ -160,7 +160,7 @@ def test_places_are_named_on_finished_pages(cache: Path) -> None:
 def test_cells_of_a_page_that_loads_hold_nothing_and_digits_point_at_the_finished_one(
     cache: Path,
 ) -> None:
-    phase = WarmPhase(settings(cache, "grounding.warm.zoom_share=0"))
+    phase = WarmPhase(settings(cache, "grounding.warm.zoom_share=0", "grounding.warm.vision=true"))
     source = phase.train_source()
     batch = phase.collate([loading_sample(source)])
     first, second = (rows * columns for rows, columns in batch["looks"][:, 4:].tolist())

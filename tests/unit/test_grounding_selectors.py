@@ -35,7 +35,8 @@ ARMS = "eval.arms=[trained,full,grid,random,pool,resize]"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untrained_run(tmp_path_factory.mktemp("selectors"))
+    root = tmp_path_factory.mktemp("selectors")
+    return untrained_run(root, "model.max_pixels=9216")  # 6 x 6 cells: a quarter is whole cells
 
 
 @pytest.fixture

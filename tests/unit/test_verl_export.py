@@ -154,10 +154,10 @@ def test_the_rows_are_in_verls_schema_with_the_first_look_in_them(experiment: Pa
     assert row["prompt"][-1]["content"].startswith("<image>Click ")
     shown = Image.open(io.BytesIO(row["images"][0]["bytes"])).size
     aim = json.loads(row["reward_model"]["ground_truth"])
-    assert list(shown) == aim["shown"] == [128, 80]
+    assert list(shown) == aim["shown"] == [96, 96]
     given = row["extra_info"]["tools_kwargs"]["zoom"]["create_kwargs"]
     with Image.open(experiment / given["screen"]) as whole:
-        assert list(whole.size) == aim["size"] == [800, 480]
+        assert list(whole.size) == aim["size"] == [800, 800]
     # targets of one page share its file
     assert len(list((experiment / "screens").iterdir())) < len(train) + len(validation)
 
