@@ -160,7 +160,8 @@ def test_a_page_comes_back_without_a_little_of_its_sides(cache: Path) -> None:
     source = recipe.train_source()
     count = len(source) // 3
     assert len(source.groups()) == 3 * len({source[i].image_key for i in range(count)})
-    for position in range(4):
+    windows = set()
+    for position in range(8):
         shown = []
         for view in range(3):
             ((one,),) = recipe.demonstrations([source[position + view * count]])
@@ -168,8 +169,9 @@ def test_a_page_comes_back_without_a_little_of_its_sides(cache: Path) -> None:
             assert one.task.box.contains(*one.answer.point)
             assert one.screen.views[0].size == recipe.dialogue.fit((800, 800))
             shown.append(one.task.kept)
-        assert shown[0] is None and shown[1] != shown[2]
-        assert all(box is None or 0.75 <= box.width <= 1 for box in shown)
+        assert shown[0] is None
+        windows |= {box for box in shown if box}  # none where it would have lost what is asked
+    assert len(windows) >= 2 and all(0.75 <= box.width <= 1 for box in windows)
 
 
 def test_what_is_asked_beside_a_question_changes_neither_its_crop_nor_its_loss(
