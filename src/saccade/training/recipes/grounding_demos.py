@@ -251,7 +251,8 @@ class PlacesPhase(DemoPhase):
         if chance("crop", page) < self.settings.places.crop_share:
             crop, rest = self._cropped(rest, page=page)
             groups.append(crop)
-        groups.append(self._cut(rest, page=page) if view else rest)
+        # each by itself: what else is asked in a batch must change nothing
+        groups += self._cut(rest, page=page) if view and rest else [rest]
         return [
             [self.dialogue.demonstration(one, looks=(), index=i) for i, one in enumerate(group)]
             for group in groups
@@ -264,17 +265,15 @@ class PlacesPhase(DemoPhase):
         view = screen.zoom(screen.numbers(self._window(tasks[0], page=page))).view
         return (tasks, []) if view is None else shown_in(view.box, view.image, tasks)
 
-    def _cut(self, tasks: list[Task], *, page: str) -> list[Task]:
-        """The page without a little of its sides, and what it still shows: another view of it."""
-        if not tasks:
-            return tasks
+    def _cut(self, tasks: list[Task], *, page: str) -> tuple[list[Task], list[Task]]:
+        """What the page shows without a little of its sides, another view of it; and the rest."""
         side = 1 - LARGEST_CUT * chance("side", page)
         left, top = ((1 - side) * chance(axis, page) for axis in "xy")
         window, whole = Box(left, top, left + side, top + side).clamped(), tasks[0].image
         image = whole.resize(
             self.dialogue.fit(whole.size), Image.Resampling.BICUBIC, box=window.pixels(whole.size)
         )
-        return shown_in(window, image, tasks)[0] or tasks
+        return shown_in(window, image, tasks)
 
     def _window(self, task: Task, *, page: str) -> Box:
         """Where the task's page is cropped: about one thing and all that has its colour, or
