@@ -68,6 +68,11 @@ def chance(*words: object) -> float:
     return int.from_bytes(digest[:7], "big") / 2**56
 
 
+def _page(sample: Sample) -> tuple[str, int]:
+    """What shows one page in one view."""
+    return sample.image_key or sample.id, sample.facts.get("view", 0)
+
+
 class InParts:
     """A source whose groups have at most `most` samples, and that comes `views` times over.
 
@@ -140,7 +145,7 @@ class DemoPhase:
 
     def collate(self, samples: list[Sample]) -> dict[str, Any]:
         groups: list[list[Episode]] = []
-        for _, same in groupby(samples, key=lambda one: one.image_key or one.id):
+        for _, same in groupby(samples, key=_page):
             groups += self.demonstrations(list(same))
         batch = self.dialogue.rows(groups)
         episodes = [one for group in groups for one in group]
