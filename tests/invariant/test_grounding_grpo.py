@@ -234,9 +234,9 @@ def test_a_question_that_comes_twice_in_a_step_is_answered_by_other_seeds(policy
     assert [row["seed"] for row in halves.rows] == seeds
 
 
-@pytest.mark.parametrize("entropy", [0, 0.1])
-def test_a_step_is_the_same_however_it_is_cut(entropy: float, policy: Path) -> None:
-    words = "grounding.grpo.filter=none", f"grounding.grpo.entropy={entropy}"
+@pytest.mark.parametrize("more", ["entropy=0", "entropy=0.1", "budget=0.3"])
+def test_a_step_is_the_same_however_it_is_cut(more: str, policy: Path) -> None:
+    words = "grounding.grpo.filter=none", f"grounding.grpo.{more}"
     whole = phase(policy, *words)
     halves = phase(policy, *words, "training.batch_size=1", "training.accumulation=2")
     source = whole.train_source()
@@ -254,7 +254,8 @@ def test_a_step_is_the_same_however_it_is_cut(entropy: float, policy: Path) -> N
         found = [halves.loss(part, step=0, denominator=written) for part in parts]
     assert float(sum(one["loss"] for one in found)) == pytest.approx(float(total["loss"]), abs=1e-6)
     shares = [float((part["labels"] != -100).sum() / written) for part in parts]
-    for name in ("reward", "hit", "zoomed", "pixels", "groups_taught", "advantage_spread"):
+    names = ["reward", "hit", "zoomed", "pixels", "groups_taught", "advantage_spread"]
+    for name in names + (["price"] if "price" in total else []):
         parted = sum(s * float(one[name]) for s, one in zip(shares, found, strict=True))
         assert parted == pytest.approx(float(total[name]), rel=1e-5, abs=1e-6), name
 
@@ -374,7 +375,7 @@ def train_in(policy: Path, folder: Path, overrides: Sequence[str]) -> RunDir:
 @pytest.mark.slow
 def test_two_processes_make_the_step_of_one(policy: Path, tmp_path: Path) -> None:
     same = ("lora.dropout=0", "grounding.grpo.filter=none", "grounding.grpo.entropy=0.01",
-            "training.steps=2", "training.learning_rate=3e-4",
+            "grounding.grpo.budget=0.5", "training.steps=2", "training.learning_rate=3e-4",
             "training.eval_samples=2")  # fmt: skip
 
     def start(where: Path, *more: str, env: dict[str, str] | None = None) -> ForkedRun:
@@ -402,7 +403,7 @@ def test_two_processes_make_the_step_of_one(policy: Path, tmp_path: Path) -> Non
     for mine, theirs in zip(*series, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3, abs=1e-6)
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
-        for name in ("reward", "hit", "zoomed", "groups_taught"):
+        for name in ("reward", "hit", "zoomed", "groups_taught", "price"):
             assert mine["metrics"][name] == pytest.approx(theirs["metrics"][name], rel=1e-3)
 
 
@@ -416,3 +417,41 @@ def test_what_pays_is_done_more_often(policy: Path, tmp_path: Path) -> None:
     calls = [one["metrics"]["calls"] for one in step_series(read_events(run.events_file))]
     assert sum(calls[:4]) / 4 > 0.4
     assert sum(calls[-4:]) / 4 < 0.5 * sum(calls[:4]) / 4
+
+
+def test_the_price_of_a_look_stands_on_what_was_written_up_to_the_choice(policy: Path) -> None:
+    made = phase(policy, "grounding.grpo.filter=none", "grounding.grpo.group=8")
+    batch = entered(made)
+    call = made.dialogue.call
+    for number in range(16):
+        own = (batch["episode_RL"] == number) & (batch["labels"] != -100)
+        ids, leans = batch["input_ids"][own].tolist(), batch["leanings_RL"][own].tolist()
+        marked = ids.index(call) + 1 if call in ids else len(ids)
+        assert len(set(leans[:marked])) == 1
+        assert leans[0] == 0 or (leans[0] > 0) == (call in ids)
+        assert not any(leans[marked:])
+    assert (batch["leanings_RL"] > 0).any() and (batch["leanings_RL"] < 0).any()
+
+
+def test_a_budget_keeps_looks_that_a_price_would_end(policy: Path, tmp_path: Path) -> None:
+    """The same dear look, but the budget finds its own price; rows say it."""
+    run = trained(
+        policy, tmp_path, "grounding.reward.call=0.6", "grounding.reward.point=0",
+        "grounding.grpo.filter=none", "grounding.grpo.group=8", "training.steps=24",
+        "training.learning_rate=5e-4", "training.save_every=24", "lora.dropout=0",
+        "training.schedule=constant", "grounding.grpo.budget=0.6",
+    )  # fmt: skip
+    steps = step_series(read_events(run.events_file))
+    assert 0.35 < sum(one["metrics"]["zoomed"] for one in steps[-8:]) / 8 < 0.8
+    rows = list(read_episodes(run.path / "episodes.jsonl"))
+    assert len({row["price"] for row in rows}) > 1
+    for step in (1, 24):
+        own = [row for row in rows if row["step"] == step]
+        for first in range(0, len(own), 8):
+            group = own[first : first + 8]
+            looked = [bool(row["calls"]) for row in group]
+            fair = [row["total"] - row["price"] * one
+                    for row, one in zip(group, looked, strict=True)]  # fmt: skip
+            mean = sum(fair) / len(fair)
+            for row, one in zip(group, fair, strict=True):
+                assert row["advantage"] == pytest.approx(one - mean, abs=1e-5)

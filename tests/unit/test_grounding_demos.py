@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from saccade.config.errors import InputError, OutsideError
 from saccade.config.resolve import Resolved, resolve
 from saccade.data.boxes import WHOLE, Box
+from saccade.grounding.episodes import target_side
 from saccade.grounding.packed import NOBODY
 from saccade.training.grounding_phases import runs_of
 from saccade.training.recipes.grounding import open_phase
@@ -139,6 +140,19 @@ def test_whether_a_demonstration_zooms_is_drawn_by_the_configured_share(
     for one in group:
         assert one.answer is not None and one.task.box is not None
         assert one.task.box.contains(*one.answer.point)
+
+
+def test_the_draw_leans_to_zooming_at_hard_targets(cache: Path) -> None:
+    decided = phase(cache, "warm", "grounding.warm.lean=1", "grounding.warm.hard_side=8")
+    source = decided.train_source()
+    samples = [source[i] for i in range(len(source))]
+    (group,) = decided.demonstrations(samples)
+    sides = [target_side(one.task.box, size=one.screen.views[0].size) for one in group]
+    zooms = [len(one.screen.views) > 1 for one in group]
+    assert zooms == [side is not None and side < 8 for side in sides]
+    assert 0 < sum(zooms) < len(zooms)
+    (drawn,) = phase(cache, "warm", "grounding.warm.lean=0").demonstrations(samples)
+    assert [len(one.screen.views) > 1 for one in drawn] != zooms
 
 
 def test_places_shows_crops_as_a_zoom_would(cache: Path) -> None:
@@ -297,6 +311,7 @@ def test_a_step_of_an_earlier_phase_is_dealt_out_to_parts_and_processes(
         (("grounding.selector=grid", "grounding.grpo.rollouts=trl"), "whole looks"),
         (("grounding.tools=[zoom,wait]", "grounding.grpo.rollouts=trl"), "zoom alone"),
         (("data.train.loading_share=0.5",), "no tool waits"),
+        (("grounding.zoom.calls=0", "grounding.grpo.budget=0.4"), "no zoom to spend it on"),
     ],
 )
 def test_what_the_last_phase_refuses_is_refused_before_the_first(

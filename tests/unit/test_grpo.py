@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saccade.config.grounding import GrpoConfig
-from saccade.grounding.grpo import TokenLoss, advantages, grpo_loss
+from saccade.grounding.grpo import LookWorth, TokenLoss, advantages, grpo_loss, leanings
 
 TOLERANCE = 1e-5
 ROWS, TOKENS, MOST = 4, 7, 12
@@ -260,3 +260,54 @@ def test_advantages_are_those_of_trls_trainer(tmp_path: Path) -> None:
         ).advantages
     ]
     assert any(mine) and made["advantages"].tolist() == pytest.approx(mine, abs=TOLERANCE)
+
+
+# the price of a look -------------------------------------------------------------------------
+
+
+def worth(groups: list[tuple[list[float], list[bool]]]) -> LookWorth:
+    """What looking brought groups of (advantages, who looked)."""
+    found = LookWorth()
+    for gains, looked in groups:
+        leans = leanings(looked)
+        found += LookWorth(
+            worth=sum(gain * lean for gain, lean in zip(gains, leans, strict=True)),
+            spread=sum(lean**2 for lean in leans), looked=sum(looked), episodes=len(looked),
+        )  # fmt: skip
+    return found
+
+
+def test_a_look_that_brings_the_same_everywhere_is_priced_at_just_that() -> None:
+    """A look is worth 0.4 in both groups, and half of the episodes look, as the budget says."""
+    group = [0.2, 0.2, -0.2, -0.2], [True, True, False, False]
+    assert worth([group, group]).price(budget=0.5) == pytest.approx(0.4)
+
+
+def test_more_looks_than_the_budget_make_a_look_dearer_and_fewer_make_it_cheaper() -> None:
+    group = [0.1, -0.1, 0.1, -0.1], [True, False, True, False]
+    prices = [worth([group]).price(budget=budget) for budget in (0.25, 0.5, 0.75)]
+    assert prices == pytest.approx([0.7, 0.2, -0.3])
+
+
+@given(st.lists(st.lists(st.tuples(st.floats(-2, 2), st.booleans()), min_size=2, max_size=8),
+                min_size=1, max_size=6))  # fmt: skip
+def test_at_the_budget_a_step_does_not_make_all_looks_likelier_or_less_likely(
+    drawn: list[list[tuple[float, bool]]],
+) -> None:
+    groups = []
+    for one in drawn:
+        rewards = [reward for reward, _ in one]
+        mean = sum(rewards) / len(rewards)
+        groups.append(([reward - mean for reward in rewards], [looked for _, looked in one]))
+    found = worth(groups)
+    price = found.price(budget=found.looked / found.episodes)
+    push = 0.0
+    for gains, looked in groups:
+        for gain, lean in zip(gains, leanings(looked), strict=True):
+            push += (gain - price * lean) * lean
+    assert push == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_step_in_which_nothing_is_learned_has_only_its_distance_to_the_budget() -> None:
+    assert LookWorth(looked=6, episodes=8).price(budget=0.5) == pytest.approx(0.5)
+    assert LookWorth().price(budget=0.5) == 0.0

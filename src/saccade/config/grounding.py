@@ -76,7 +76,7 @@ class PlacesConfig(Node):
 
 
 class WarmConfig(Node):
-    """Second phase: demonstrations with real crops; whether they zoom is drawn, not decided."""
+    """Second phase: demonstrations with real crops; whether they zoom is drawn."""
 
     steps: NonNegativeInt = 900
     """Optimizer steps; 0 = no warm start."""
@@ -85,8 +85,13 @@ class WarmConfig(Node):
     learning_rate: Annotated[float, Field(gt=0.0)] = 2e-3
     """Peak learning rate."""
     zoom_share: Share = 0.5
-    """Share of the demonstrations that zoom, whatever the target's size: when to zoom is left for
-    the last phase to learn."""
+    """Share of the demonstrations that zoom."""
+    lean: Share = 0.7
+    """How far that draw leans to zooming at hard targets and away from it at others: 0 = whatever
+    the target's size, so that when to zoom is left to the last phase; 1 = decided by size (both at
+    a `zoom_share` of 0.5)."""
+    hard_side: NonNegative = 8.0
+    """A target is hard whose side takes fewer pixels than this of the first look."""
     jitter: Share = 0.6
     """How far the demonstrated crop may lie off the target, as a share of what still shows it."""
     adapter: Literal["none", "lora"] = "none"
@@ -122,6 +127,11 @@ class GrpoConfig(Node):
     curiosity: Share = 0.0
     """Least share of a group that should zoom: below it a right answer after a zoom is paid the
     difference."""
+    budget: Share | None = None
+    """Share of the episodes that may zoom. Set, a step prices a zoom at what zooming brought its
+    groups on average, corrected by how far they are from the budget: how often to look is held
+    there, and which questions get the looks is what is learned. `reward.call` then does not matter.
+    """
     easy_steps: Share = 0.0
     """Share of the steps over which hard targets come in one by one, easy ones first."""
     rollouts: Literal["shared", "plain", "trl"] = "shared"

@@ -1,6 +1,7 @@
 """GRPO as arithmetic: what an episode is worth beside its group, and the loss of its tokens.
 
-Rewards of groups flow in and become advantages; log-probabilities, advantages and masks of any
+Rewards of groups flow in and become advantages, at a found price of a look where there is a budget
+of looks; log-probabilities, advantages and masks of any
 shape flow in and become one loss with what is worth logging. The formulas are those of TRL's
 GRPOTrainer (1.16, `loss_type="dr_grpo"`, `scale_rewards="none"`): reward minus the group's mean,
 never divided by a spread, and a sum over tokens divided by a constant, so that neither a group of
@@ -19,6 +20,8 @@ from saccade.config.grounding import GrpoConfig
 
 SAME = 1e-6
 """Rewards of a group that differ by less are equal: nothing is learned from them."""
+PULL = 2.0
+"""By how much a look grows dearer (in rewards) per share of the episodes above the budget."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,47 @@ def advantages(rewards: Sequence[float], *, hits: Sequence[bool], config: GrpoCo
     )
     values = [0.0 if constant else reward - mean for reward in rewards]
     return Judged(values, kept=not left_out, constant=constant)
+
+
+@dataclass(frozen=True)
+class LookWorth:
+    """What looking again brought the groups of a step; sums that may be added up.
+
+    With a the advantage of an episode and d whether it looked (1 or 0) minus the share of its group
+    that did: `worth` is the sum of a d and `spread` that of d^2 over what is learned from, `looked`
+    and `episodes` count everything that was sampled.
+    """
+
+    worth: float = 0.0
+    spread: float = 0.0
+    looked: float = 0.0
+    episodes: float = 0.0
+
+    def __add__(self, other: LookWorth) -> LookWorth:
+        return LookWorth(
+            self.worth + other.worth, self.spread + other.spread,
+            self.looked + other.looked, self.episodes + other.episodes,
+        )  # fmt: skip
+
+    def price(self, *, budget: float) -> float:
+        """What a look must cost in this step to keep their number at the budget.
+
+        Every advantage is to lose `price * d`. The first part is the slope of a over d: without it
+        the step would make all looks likelier or all less likely together, which a policy learns
+        many times faster than to tell questions apart (what its states share outweighs what sets
+        them apart), until nobody looks or everybody does and nothing is left to compare. The second
+        part draws the number of looks to the budget, by `PULL` rewards per share of the episodes.
+        """
+        if not self.episodes:
+            return 0.0
+        slope = self.worth / self.spread if self.spread else 0.0
+        return slope + PULL * (self.looked / self.episodes - budget)
+
+
+def leanings(looked: Sequence[bool]) -> list[float]:
+    """Per episode of a group: whether it looked, minus the share that did."""
+    mean = sum(looked) / len(looked)
+    return [one - mean for one in looked]
 
 
 @dataclass(frozen=True)

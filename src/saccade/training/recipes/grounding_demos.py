@@ -2,9 +2,10 @@
 
 In go pages with boxes; out comes a whole model that the next phase starts from. `places` asks for
 many things behind one picture, a screen or a crop as a zoom shows it. `warm` writes whole episodes
-with real crops of the environment; whether one zooms is drawn by chance, so that both ways are
-learned and when to take which is not. The loss is that of `sft` on what a policy would write,
-beside two aids (`grounding_aids.py`). Left out: rewards (`grounding_grpo.py`).
+with real crops of the environment; whether one zooms is drawn, and the draw leans to zooming at
+small targets (`grounding.warm.lean`), so that both ways are learned of every size and when to take
+which is hinted at. The loss is that of `sft` on what a policy would write, beside two aids
+(`grounding_aids.py`). Left out: rewards (`grounding_grpo.py`).
 
 Shapes: R rows, L tokens, D written tokens, N cells and I pictures in all.
 """
@@ -31,7 +32,7 @@ from saccade.data.samples import Sample
 from saccade.data.sources import SampleSource, leave_out_broken
 from saccade.grounding.dialogue import Dialogue
 from saccade.grounding.environment import View
-from saccade.grounding.episodes import Episode, Look, Task, tasks_of, verdict_of
+from saccade.grounding.episodes import Episode, Look, Task, target_side, tasks_of, verdict_of
 from saccade.grounding.packed import NOBODY
 from saccade.grounding.rollouts import roll
 from saccade.models.attention_rows import Watched, watch_layer
@@ -315,7 +316,7 @@ class WarmPhase(DemoPhase):
                 "\n  fix: grounding.tools=[zoom,wait], or data.train.loading_share=0"
             )
         zooms = "zoom" in settings.tools and settings.zoom.calls
-        if zooms and chance("zoom", task.sample.id) < settings.warm.zoom_share:
+        if zooms and chance("zoom", task.sample.id) < self._zoom_share(task):
             assert task.box is not None
             window = drawn_window(
                 task.box, side=settings.zoom.window, jitter=settings.warm.jitter,
@@ -323,6 +324,14 @@ class WarmPhase(DemoPhase):
             )  # fmt: skip
             looks = [window] if shows_whole(self.dialogue, task, window) else []
         return self.dialogue.demonstration(task, looks=looks, index=index)
+
+    def _zoom_share(self, task: Task) -> float:
+        """How likely the task is demonstrated with a zoom."""
+        warm = self.settings.warm
+        side = target_side(task.box, size=self.dialogue.fit(task.image.size))
+        hard = side is not None and side < warm.hard_side
+        most = min(warm.zoom_share, 1 - warm.zoom_share)
+        return warm.zoom_share + (1 if hard else -1) * warm.lean * most
 
 
 def shown_in(

@@ -19,7 +19,8 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from saccade.data.sources import SampleSource
 from saccade.grounding.collapse import Detectors
 from saccade.grounding.dialogue import Dialogue
 from saccade.grounding.episodes import Episode, Task, task_of
-from saccade.grounding.grpo import grpo_loss
+from saccade.grounding.grpo import LookWorth, grpo_loss, leanings
 from saccade.grounding.rollouts import first_answers, roll
 from saccade.training import state
 from saccade.training.batches import SampleOrder, Share
@@ -48,6 +49,7 @@ from saccade.training.recipes.grounding_episodes import FILE, EpisodeLog
 from saccade.training.recipes.grounding_learner import ToolLearner
 from saccade.training.recipes.grounding_order import Targets, held_out, open_for_training
 from saccade.training.recipes.grounding_paid import (
+    FREE,
     Group,
     Tally,
     episode_seeds,
@@ -80,8 +82,10 @@ class GrpoPhase:
         self.now: Callable[[], int] = lambda: 0
         self.buffer: dict[int, dict[str, Any]] = {}
         self.tally, self.rows = Tally(), list[dict[str, Any]]()
+        self.leanings: list[float] = []
         self.taught, self._opened = True, False
         self.learned: float | None = None
+        self.worth: LookWorth | None = None
         self._digest = digest_of(config)
         self._pattern: dict[str, Tensor] = {}
         self._trl: Any = None
@@ -156,7 +160,8 @@ class GrpoPhase:
         if not self._opened and _first():
             self.log.go_back_to(step)
         self._opened = True
-        self.tally, self.rows, self.taught, self.learned = Tally(), [], False, None
+        self.tally, self.rows, self.leanings, self.taught = Tally(), [], [], False
+        self.learned, self.worth = None, None
 
     def _saved(self) -> str:
         good = newest_good(self.run.checkpoints).folder
@@ -204,6 +209,7 @@ class GrpoPhase:
             groups, run=self.run.path.name, step=step + 1, convention=self.dialogue.convention,
             extra=about,
         )  # fmt: skip
+        self.leanings += [lean for one in groups for lean in leanings(one.looked)]
         tally = Tally.of(groups)
         self.tally.add(tally)
         own = self.config.training.batch_size * self.config.training.accumulation
@@ -213,19 +219,38 @@ class GrpoPhase:
     def _packed(self, groups: Sequence[Group]) -> dict[str, Any]:
         """The learning batch of the groups that teach; of the first one, masked, if none does."""
         still = self.settings.beta > 0 or self.settings.entropy > 0
-        kept = [one for one in groups if one.judged.kept and (still or not one.judged.constant)]
+        teach = [one.judged.kept and (still or not one.judged.constant) for one in groups]
+        kept = [one for one, teaches in zip(groups, teach, strict=True) if teaches]
         rows = kept or list(groups[:1])
         batch = self.dialogue.rows([one.episodes for one in rows])
+        episodes = [episode for one in rows for episode in one.episodes]
+        leans = [lean for one in rows for lean in self._leanings(one)]
         gain_E = torch.tensor([a for one in rows for a in one.judged.advantages])
+        worths = [one.look_worth(taught=t) for one, t in zip(groups, teach, strict=True)]
         learned_E = torch.tensor([bool(kept) and one for row in rows for one in row.learned])
         episode_RL = batch["episode_RL"]
         written_RL = (batch["labels"] != -100) & (episode_RL >= 0)
         at_RL = episode_RL.clamp(min=0)
         return batch | {
             "advantages_RL": gain_E[at_RL] * written_RL,
+            "leanings_RL": per_token(batch, episodes, leans),
+            "look_worth": list(astuple(sum(worths, LookWorth()))),
             "learned_RL": learned_E[at_RL] & written_RL,
-            "sampled_RL": sampled_log_probs(batch, [e for one in rows for e in one.episodes]),
+            "sampled_RL": per_token(batch, episodes, [one.log_probs for one in episodes]),
         }
+
+    def _leanings(self, group: Group) -> list[Tensor]:
+        """Per token of each episode, whether it looked minus the share of its group that did.
+
+        Only up to the mark that opens its first zoom: what is written later does not change what
+        was chosen, and a price there would be noise.
+        """
+        leans = []
+        for episode, lean in zip(group.episodes, leanings(group.looked), strict=True):
+            free = sum(1 for _ in takewhile(lambda one: one.name in FREE, episode.screen.calls))
+            opens = ((episode.ids == self.dialogue.call) & episode.written).long()
+            leans.append(lean * (opens.cumsum(0) - opens <= free))
+        return leans
 
     # loss ----------------------------------------------------------------------------------------
 
@@ -247,8 +272,10 @@ class GrpoPhase:
                 plain_RL, _ = self.dialogue.log_probs(batch, states=states_RLD)
         learned_RL = batch["learned_RL"].to(new_RL.device)
         own = training.batch_size * training.accumulation * settings.group
+        price = self._price(batch)
+        gain_RL = batch["advantages_RL"] - price * batch["leanings_RL"]
         found = grpo_loss(
-            new_RL, old=old_RL.to(new_RL.device), advantages=batch["advantages_RL"].to(new_RL),
+            new_RL, old=old_RL.to(new_RL.device), advantages=gain_RL.to(new_RL),
             mask=learned_RL, normaliser=own * settings.max_tokens, config=settings,
             reference=kept["before_RL"].to(new_RL) if settings.beta else None,
             entropies=entropy_RL, entropy_normaliser=self._learned_tokens(learned_RL),
@@ -263,6 +290,11 @@ class GrpoPhase:
             "clipped_low": found.clipped_low / tokens,
             "clipped_high": found.clipped_high / tokens,
             "rollout_gap": gap_RL.sum() / tokens,
+            **(
+                {}
+                if settings.budget is None
+                else {"price": self._price(batch) / training.accumulation}
+            ),
             **({"kl": found.kl / tokens} if settings.beta else {}),
             **batch["seen"],
         }
@@ -270,9 +302,19 @@ class GrpoPhase:
         return {"loss": found.total, **{name: value * mean for name, value in seen.items()}}
 
     def prepare_step(self, batches: Sequence[Mapping[str, Any]]) -> None:
-        """Count the learned tokens of a step in several parts: entropy is a mean over them all."""
-        counts = everywhere(sum(int(one["learned_RL"].sum()) for one in batches))
-        self.learned = sum(counts) / len(counts)
+        """Add up a step in several parts: entropy is a mean over all its learned tokens, and one
+        price of a look holds for all its episodes."""
+        own = sum(int(one["learned_RL"].sum()) for one in batches)
+        worth = sum((LookWorth(*one["look_worth"]) for one in batches), LookWorth())
+        counts, worths = zip(*everywhere((own, worth)), strict=True)
+        self.learned, self.worth = sum(counts) / len(counts), sum(worths, LookWorth())
+
+    def _price(self, batch: Mapping[str, Any]) -> float:
+        """What a look costs in this step beside `reward.call`; a batch alone knows it itself."""
+        if self.settings.budget is None:
+            return 0.0
+        self.worth = self.worth or LookWorth(*batch["look_worth"])
+        return self.worth.price(budget=self.settings.budget)
 
     def _learned_tokens(self, learned_RL: Tensor) -> float:
         """Learned tokens of the step per process; a batch alone knows them itself."""
@@ -283,6 +325,7 @@ class GrpoPhase:
         written_RL = rows["labels"] != -100
         return rows | {
             "advantages_RL": written_RL.float(), "learned_RL": written_RL,
+            "leanings_RL": written_RL.float(), "look_worth": [0.0] * 4,
             "sampled_RL": written_RL.float(), "seen": {},
         }  # fmt: skip
 
@@ -298,6 +341,7 @@ class GrpoPhase:
 
     def updated(self, *, learning_rate: float) -> None:
         """After each update: note the step's episodes, and look for signs of a collapse."""
+        self._write_prices()
         whole = Tally()
         parts = everywhere((self.rows, self.tally))
         for _, tally in parts:
@@ -307,6 +351,14 @@ class GrpoPhase:
         self.detectors.note(whole.signs())
         if _first():
             self.log.append([row for rows, _ in parts for row in rows])
+
+    def _write_prices(self) -> None:
+        """Rows are made before the step's price is known: put it into them."""
+        if self.settings.budget is None or self.worth is None:
+            return
+        price = self.worth.price(budget=self.settings.budget)
+        for row, lean in zip(self.rows, self.leanings, strict=True):
+            row |= {"advantage": row["advantage"] - price * lean, "price": price}
 
     def resting(self, step: int) -> list[str]:
         """Everything, at a step whose groups were all left out: it has no gradient at all."""
@@ -401,13 +453,18 @@ class FreshBatches(Sampler[list[int]]):
                 yield [] if again else self.order.take(first, share.batch_size)
 
 
-def sampled_log_probs(batch: Mapping[str, Any], episodes: Sequence[Episode]) -> Tensor:
-    """[R, L]: each written token's log-probability when it was sampled, else 0."""
+def per_token(
+    batch: Mapping[str, Any], episodes: Sequence[Episode], values: Sequence[Tensor]
+) -> Tensor:
+    """[R, L]: the value of each token that an episode's policy wrote; 0 elsewhere.
+
+    `values` has one number for each of the episode's `ids`.
+    """
     episode_RL, written_RL = batch["episode_RL"], batch["labels"] != -100
-    log_probs_RL = torch.zeros(episode_RL.shape)
-    for number, episode in enumerate(episodes):
-        log_probs_RL[(episode_RL == number) & written_RL] = episode.log_probs[episode.written]
-    return log_probs_RL
+    values_RL = torch.zeros(episode_RL.shape)
+    for number, (episode, value) in enumerate(zip(episodes, values, strict=True)):
+        values_RL[(episode_RL == number) & written_RL] = value[episode.written]
+    return values_RL
 
 
 def digest_of(config: Config) -> str:

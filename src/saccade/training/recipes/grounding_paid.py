@@ -18,11 +18,14 @@ from saccade.config.grounding import GroundingConfig
 from saccade.grounding.collapse import Seen
 from saccade.grounding.coordinates import Convention
 from saccade.grounding.episodes import Episode, Facts, before_look, outcome_of, row_of
-from saccade.grounding.grpo import Judged, advantages
+from saccade.grounding.grpo import Judged, LookWorth, advantages, leanings
 from saccade.grounding.rewards import Outcome, Rewarded, group_rewards
 
 MASKED = ("truncated", "too many turns")
 """Ends of episodes that are paid and counted, but not learned from."""
+
+FREE = ("inspect", "wait")
+"""Tools that show no crop; a call that names none of them, readable or not, is one for a zoom."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,23 @@ class Group:
     def learned(self) -> list[bool]:
         """Which episodes the loss reads, if the group is kept."""
         return [one.finish not in MASKED for one in self.episodes]
+
+    @property
+    def looked(self) -> list[bool]:
+        """Which episodes called for a zoom, in vain or not."""
+        return [any(call.name not in FREE for call in e.screen.calls) for e in self.episodes]
+
+    def look_worth(self, *, taught: bool) -> LookWorth:
+        """What looking brought, where the group is `taught`; how many looked."""
+        looked = self.looked
+        sums = LookWorth(looked=sum(looked), episodes=len(looked))
+        if not taught:
+            return sums
+        of_each = zip(self.judged.advantages, leanings(looked), self.learned, strict=True)
+        kept = [(gain, lean) for gain, lean, learned in of_each if learned]
+        return sums + LookWorth(
+            worth=sum(gain * lean for gain, lean in kept), spread=sum(lean**2 for _, lean in kept)
+        )
 
 
 def paid_group(
