@@ -33,6 +33,10 @@ from tests.grounding_policy import resolved, settings, some_tasks, taught  # noq
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS = 4
+DEAR = (
+    "grounding.reward.call=0.6", "grounding.reward.point=0", "grounding.grpo.filter=none",
+    "grounding.grpo.group=8", "training.steps=24", "training.save_every=24", "lora.dropout=0",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,12 @@ def entered(made: GrpoPhase, *, step: int = 0) -> dict[str, Any]:
 def one_loss(made: GrpoPhase, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
     written = (batch["labels"] != -100).sum()
     return made.loss(batch, step=0, denominator=written)
+
+
+def moves_nothing(made: GrpoPhase, batch: dict[str, Any]) -> None:
+    one_loss(made, batch)["loss"].backward()
+    for parameter in made.model.parameters():
+        assert parameter.grad is None or not parameter.grad.any()
 
 
 def stirred(made: GrpoPhase, *, size: float = 0.05) -> None:
@@ -160,10 +170,7 @@ def test_the_reference_of_the_kl_term_is_the_model_before(policy: Path) -> None:
 def test_a_step_whose_groups_are_left_out_has_no_gradient_and_cries_no_wolf(policy: Path) -> None:
     made = phase(policy, "grounding.reward.hit=0", "data.train.seed=99", "training.batch_size=1")
     batch = entered(made)
-    batch = {**batch, "learned_RL": torch.zeros_like(batch["learned_RL"])}
-    one_loss(made, batch)["loss"].backward()
-    for parameter in made.model.parameters():
-        assert parameter.grad is None or not parameter.grad.any()
+    moves_nothing(made, {**batch, "learned_RL": torch.zeros_like(batch["learned_RL"])})
     made.taught = False
     assert made.resting(0) == list(made.groups())
     made.taught = True
@@ -217,9 +224,7 @@ def test_a_step_in_which_nobody_was_right_learns_nothing(
     batch = entered(made)
     assert not made.taught and made.resting(0) == list(made.groups())
     assert not batch["learned_RL"].any()
-    one_loss(made, batch)["loss"].backward()
-    for parameter in made.model.parameters():
-        assert parameter.grad is None or not parameter.grad.any()
+    moves_nothing(made, batch)
 
 
 def test_a_question_that_comes_twice_in_a_step_is_answered_by_other_seeds(policy: Path) -> None:
@@ -409,11 +414,7 @@ def test_two_processes_make_the_step_of_one(policy: Path, tmp_path: Path) -> Non
 
 def test_what_pays_is_done_more_often(policy: Path, tmp_path: Path) -> None:
     """With a dear look and nothing else to tell them apart, the policy stops looking."""
-    run = trained(
-        policy, tmp_path, "grounding.reward.call=0.6", "grounding.reward.point=0",
-        "grounding.grpo.filter=none", "grounding.grpo.group=8", "training.steps=24",
-        "training.learning_rate=3e-3", "training.save_every=24", "lora.dropout=0",
-    )  # fmt: skip
+    run = trained(policy, tmp_path, *DEAR, "training.learning_rate=3e-3")
     calls = [one["metrics"]["calls"] for one in step_series(read_events(run.events_file))]
     assert sum(calls[:4]) / 4 > 0.4
     assert sum(calls[-4:]) / 4 < 0.5 * sum(calls[:4]) / 4
@@ -436,10 +437,8 @@ def test_the_price_of_a_look_stands_on_what_was_written_up_to_the_choice(policy:
 def test_a_budget_keeps_looks_that_a_price_would_end(policy: Path, tmp_path: Path) -> None:
     """The same dear look, but the budget finds its own price; rows say it."""
     run = trained(
-        policy, tmp_path, "grounding.reward.call=0.6", "grounding.reward.point=0",
-        "grounding.grpo.filter=none", "grounding.grpo.group=8", "training.steps=24",
-        "training.learning_rate=5e-4", "training.save_every=24", "lora.dropout=0",
-        "training.schedule=constant", "grounding.grpo.budget=0.6",
+        policy, tmp_path, *DEAR, "training.learning_rate=5e-4", "training.schedule=constant",
+        "grounding.grpo.budget=0.6",
     )  # fmt: skip
     steps = step_series(read_events(run.events_file))
     assert 0.35 < sum(one["metrics"]["zoomed"] for one in steps[-8:]) / 8 < 0.8
