@@ -99,3 +99,24 @@ def test_rules_of_stopping_stand_beside_each_other_with_their_spread() -> None:
     assert [row[2] for row in rows[1:]].count("learned values") == 1
     assert rows[-1] == ["hard", "q", "learned values", "80.0", "1.50", ""]
     assert len({line.index("all steps") for line in halting.aligned(rows).split("\n")[1:5:3]}) == 1
+
+
+def test_grounding_seeds_stand_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    found = load("grounding_seeds")
+
+    def seed(name: str, accuracy: float, standing: str) -> dict[str, Any]:
+        gap = {"mean": accuracy - 0.5}
+        arm = {"arm": "never", "title": "never look again", "accuracy": 0.5, "accuracy_small": 0.1,
+               "zoom_rate": 0.0, "pixels": 6400, "difference": gap}  # fmt: skip
+        verdict = {"name": "better", "value": gap["mean"], "bar": 0.1, "unit": "points",
+                   "sign": ">=", "standing": standing, "detail": ""}  # fmt: skip
+        compared = {"rows": [arm], "verdicts": [verdict],
+                    "zoom_by_size": [{"bucket": "<4", "zoom_rate": 0.9}]}  # fmt: skip
+        return {"run": name, "comparison": compared, "hours": 1.0}
+
+    seeds = [seed("a", 0.7, "clear"), seed("b", 0.55, "missed")]
+    cells = [list(column.cells) for column in found.arms(seeds).columns]
+    assert [one[0] for one in cells][:3] == ["never look again", "50.0 \u00b1 0.0", "+20.0, +5.0"]
+    (row,) = zip(*(list(column.cells) for column in found.bars(seeds).columns), strict=True)
+    assert row == ("better", ">= 10", "20, 5", "1 of 2")
