@@ -159,8 +159,8 @@ def verl(
     Everything is checked that can be without verl; nothing is trained here. Examples:
 
     - `saccade export verl grounding-24gb grounding.grpo.curiosity=0 --out my-verl`
-    - `saccade export verl grounding model.name=runs/grounding-warm/model --samples 500`
-    - `saccade export verl --config runs/grounding/config.yaml grounding.grpo.group=16`
+    - `saccade export verl grounding grounding.grpo.budget=null --samples 500`
+    - `saccade export verl --config runs/my-24gb/config.yaml grounding.grpo.group=16`
     """
     from saccade.cli_inputs import pixel_rules, resolve_words, split_words
     from saccade.launch.exports.verl import Sees, export_verl

@@ -319,6 +319,11 @@ def train_with_trl(
     Raises InputError for a reward that TRL cannot pay.
     """
     paid = config.grounding.reward
+    if config.grounding.grpo.budget is not None:
+        raise InputError(
+            "grounding.grpo.budget finds a price after a step's episodes are known, and TRL pays"
+            " them before\n  fix: grounding.grpo.budget=null"
+        )
     if paid.confidence and not paid.stated:
         raise InputError(
             "grounding.reward.confidence is measured by the answer's probability, and TRL keeps"

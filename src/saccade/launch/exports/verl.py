@@ -120,6 +120,12 @@ def refuse_what_verl_cannot(config: Config) -> None:
             "grounding.grpo.curiosity is paid by group, and verl pays one episode at a time",
             "grounding.grpo.curiosity=0",
         ),
+        "budget": (
+            grounding.grpo.budget is not None,
+            "grounding.grpo.budget finds a price over all groups of a step, and verl pays one"
+            " episode at a time",
+            "grounding.grpo.budget=null, which pays grounding.reward.call",
+        ),
         "confidence": (
             grounding.reward.confidence > 0 and not grounding.reward.stated,
             "grounding.reward.confidence is measured by the answer's probability, which verl does"
