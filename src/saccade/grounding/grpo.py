@@ -1,11 +1,11 @@
 """GRPO as arithmetic: what an episode is worth beside its group, and the loss of its tokens.
 
-Rewards of groups flow in and become advantages, at a found price of a look where there is a budget
-of looks; log-probabilities, advantages and masks of any
-shape flow in and become one loss with what is worth logging. The formulas are those of TRL's
-GRPOTrainer (1.16, `loss_type="dr_grpo"`, `scale_rewards="none"`): reward minus the group's mean,
-never divided by a spread, and a sum over tokens divided by a constant, so that neither a group of
-nearly equal rewards nor a long episode speaks louder. Left out: models, sampling, rewards.
+Rewards of groups flow in and become advantages, and a price of a look where looks have a budget;
+log-probabilities, advantages and masks of any shape flow in and become one loss with what is worth
+logging. The formulas are those of TRL's GRPOTrainer (1.16, `loss_type="dr_grpo"`,
+`scale_rewards="none"`): reward minus the group's mean, never divided by a spread, and a sum over
+tokens divided by a constant, so that neither a group of nearly equal rewards nor a long episode
+speaks louder. The price is our own. Left out: models, sampling, rewards.
 """
 
 from __future__ import annotations

@@ -96,9 +96,8 @@ def _refuse_for_groups(config: Config) -> None:
             f"grounding.selector={settings.selector}: it reads the question by word embeddings that"
             " would change while it chooses\n  fix: grounding.grpo.adapter=lora"
         )
-    if settings.grpo.budget is not None and (
-        "zoom" not in settings.tools or not settings.zoom.calls
-    ):
+    zooms = "zoom" in settings.tools and settings.zoom.calls > 0
+    if settings.grpo.budget is not None and not zooms:
         raise InputError(
             f"grounding.grpo.budget={settings.grpo.budget:g}: there is no zoom to spend it on"
             "\n  fix: add zoom to grounding.tools, with grounding.zoom.calls=1 or more"

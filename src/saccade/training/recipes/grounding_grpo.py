@@ -290,11 +290,7 @@ class GrpoPhase:
             "clipped_low": found.clipped_low / tokens,
             "clipped_high": found.clipped_high / tokens,
             "rollout_gap": gap_RL.sum() / tokens,
-            **(
-                {}
-                if settings.budget is None
-                else {"price": self._price(batch) / training.accumulation}
-            ),
+            **({} if settings.budget is None else {"price": price / training.accumulation}),
             **({"kl": found.kl / tokens} if settings.beta else {}),
             **batch["seen"],
         }
