@@ -58,14 +58,15 @@ def measured(run: Path) -> dict[str, Any]:
     warm = run.with_name(f"{run.name}-warm")
     for name, folder in (("demonstrations alone", warm), ("the policy", run)):
         if folder.is_dir():
-            saccade("eval", str(folder))
+            if not (folder / "evaluation.json").is_file():
+                saccade("eval", str(folder))
             found[name] = json.loads((folder / "evaluation.json").read_text())
     phases = [run.with_name(f"{run.name}-places"), warm, run]
     return found | {"hours": sum(spent(one) for one in phases if one.is_dir()) / 3600}
 
 
 def spent(run: Path) -> float:
-    """Seconds between a run's first and last step, as its events tell."""
+    """Seconds between a run's first and last event; a pause between two starts counts."""
     times = [float(one["time"]) for one in read_events(run / "events.jsonl")]
     return times[-1] - times[0] if times else 0.0
 

@@ -18,11 +18,13 @@ from toy_run import ForkedRun
 from saccade.grounding.collapse import PolicyCollapsed
 from saccade.grounding.environment import Answer
 from saccade.grounding.episodes import Episode, check_row, verdict_of_row
+from saccade.grounding.grpo import leanings
 from saccade.grounding.rollouts import roll
 from saccade.models.backbone import load_backbone
 from saccade.training.events import read_events, step_series
 from saccade.training.recipes.grounding_episodes import read_episodes
 from saccade.training.recipes.grounding_grpo import GrpoPhase
+from saccade.training.recipes.grounding_paid import FREE
 from saccade.training.run import run_training
 from saccade.training.rundir import RunDir
 
@@ -33,6 +35,10 @@ from tests.grounding_policy import resolved, settings, some_tasks, taught  # noq
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS = 4
+AGAIN = (
+    "grounding.grpo.reuse=2", "grounding.grpo.budget=0.5", "training.save_every=1",
+    "training.keep_checkpoints=9",
+)  # fmt: skip
 DEAR = (
     "grounding.reward.call=0.6", "grounding.reward.point=0", "grounding.grpo.filter=none",
     "grounding.grpo.group=8", "training.steps=24", "training.save_every=24", "lora.dropout=0",
@@ -270,8 +276,7 @@ def test_a_step_is_the_same_however_it_is_cut(more: str, policy: Path) -> None:
 
 @pytest.fixture(scope="module")
 def unbroken(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    return trained(policy, tmp_path_factory.mktemp("runs"), "grounding.grpo.reuse=2",
-                   "training.save_every=1", "training.keep_checkpoints=9")  # fmt: skip
+    return trained(policy, tmp_path_factory.mktemp("runs"), *AGAIN)
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
@@ -287,8 +292,7 @@ def test_an_interrupted_run_is_the_unbroken_one(
     log = run.path / "episodes.jsonl"
     with log.open("ab") as file:
         file.write(b'{"step": 4, "torn')  # a kill in the middle of a line
-    trained(policy, tmp_path, "grounding.grpo.reuse=2", "training.save_every=1",
-            "training.keep_checkpoints=9")  # fmt: skip
+    trained(policy, tmp_path, *AGAIN)
     assert log.read_bytes() == (unbroken.path / "episodes.jsonl").read_bytes()
     for name in ("model.safetensors", "optimizer.pt", "grpo.pt"):
         mine = (run.checkpoints / f"step-{STEPS}" / name).read_bytes()
@@ -314,8 +318,10 @@ def test_every_episode_is_written_down_once_and_can_be_judged_again(unbroken: Ru
         assert len({row["id"] for row in group}) == 1
         assert len({row["seed"] for row in group}) == 4
         mean = sum(row["total"] for row in group) / 4
-        for row in group:
-            assert row["advantage"] == pytest.approx(row["total"] - mean, abs=1e-6)
+        looked = [any(call["name"] not in FREE for call in row["calls"]) for row in group]
+        for row, lean in zip(group, leanings(looked), strict=True):
+            priced = row["total"] - mean - row["price"] * lean
+            assert row["advantage"] == pytest.approx(priced, abs=1e-6)
     steps = step_series(read_events(unbroken.events_file))
     for number in (1, 3):
         mine = [row for row in rows if row["step"] == number]

@@ -267,14 +267,9 @@ def test_advantages_are_those_of_trls_trainer(tmp_path: Path) -> None:
 
 def worth(groups: list[tuple[list[float], list[bool]]]) -> LookWorth:
     """What looking brought groups of (advantages, who looked)."""
-    found = LookWorth()
-    for gains, looked in groups:
-        leans = leanings(looked)
-        found += LookWorth(
-            worth=sum(gain * lean for gain, lean in zip(gains, leans, strict=True)),
-            spread=sum(lean**2 for lean in leans), looked=sum(looked), episodes=len(looked),
-        )  # fmt: skip
-    return found
+    each = (LookWorth.of(gains, looked=looked, learned=[True] * len(gains))
+            for gains, looked in groups)  # fmt: skip
+    return sum(each, LookWorth())
 
 
 def test_a_look_that_brings_the_same_everywhere_is_priced_at_just_that() -> None:

@@ -130,7 +130,7 @@ class GrpoConfig(Node):
     budget: Share | None = None
     """Share of the episodes that may zoom. Set, a step prices a zoom at what zooming brought its
     groups on average, corrected by how far they are from the budget: how often to look is held
-    there, and which questions get the looks is what is learned. `reward.call` then does not matter.
+    there, and which questions get the looks is left to learn. `reward.call` hardly matters then.
     """
     easy_steps: Share = 0.0
     """Share of the steps over which hard targets come in one by one, easy ones first."""

@@ -68,6 +68,19 @@ class LookWorth:
     looked: float = 0.0
     episodes: float = 0.0
 
+    @classmethod
+    def of(
+        cls, advantages: Sequence[float], *, looked: Sequence[bool], learned: Sequence[bool]
+    ) -> LookWorth:
+        """The sums over one group, of which the episodes `learned` are learned from."""
+        of_each = zip(advantages, leanings(looked), learned, strict=True)
+        kept = [(gain, lean) for gain, lean, counts in of_each if counts]
+        return cls(
+            worth=sum(gain * lean for gain, lean in kept),
+            spread=sum(lean**2 for _, lean in kept),
+            looked=sum(looked), episodes=len(looked),
+        )  # fmt: skip
+
     def __add__(self, other: LookWorth) -> LookWorth:
         return LookWorth(
             self.worth + other.worth, self.spread + other.spread,

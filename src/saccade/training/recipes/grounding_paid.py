@@ -18,7 +18,7 @@ from saccade.config.grounding import GroundingConfig
 from saccade.grounding.collapse import Seen
 from saccade.grounding.coordinates import Convention
 from saccade.grounding.episodes import Episode, Facts, before_look, outcome_of, row_of
-from saccade.grounding.grpo import Judged, LookWorth, advantages, leanings
+from saccade.grounding.grpo import Judged, LookWorth, advantages
 from saccade.grounding.rewards import Outcome, Rewarded, group_rewards
 
 MASKED = ("truncated", "too many turns")
@@ -51,15 +51,8 @@ class Group:
 
     def look_worth(self, *, taught: bool) -> LookWorth:
         """What looking brought, where the group is `taught`; how many looked."""
-        looked = self.looked
-        sums = LookWorth(looked=sum(looked), episodes=len(looked))
-        if not taught:
-            return sums
-        of_each = zip(self.judged.advantages, leanings(looked), self.learned, strict=True)
-        kept = [(gain, lean) for gain, lean, learned in of_each if learned]
-        return sums + LookWorth(
-            worth=sum(gain * lean for gain, lean in kept), spread=sum(lean**2 for _, lean in kept)
-        )
+        learned = [taught and one for one in self.learned]
+        return LookWorth.of(self.judged.advantages, looked=self.looked, learned=learned)
 
 
 def paid_group(
