@@ -135,6 +135,12 @@ def test_a_crop_is_shown_with_its_window_target_and_click() -> None:
     assert "&lt;tool_call&gt;" in markup and ">a picture<" in markup
 
 
+def test_an_episode_whose_look_was_refused_did_not_answer_at_once() -> None:
+    refused = row() | {"calls": [row(zoomed=True)["calls"][0] | {"ok": False}]}
+    kinds = [Shown(one, correct=True).kind for one in (row(), row(zoomed=True), refused)]
+    assert kinds == ["answered at once", "looked again", "look refused"]
+
+
 def test_a_target_that_is_a_point_is_shown_as_a_cross() -> None:
     found = row(target=None, target_point=[0.25, 0.5])
     one = Shown(found, correct=False, image=Image.new("RGB", (768, 576)))

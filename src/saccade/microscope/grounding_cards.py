@@ -27,7 +27,8 @@ LONGEST_TURN = 600
 
 @dataclass(frozen=True)
 class Shown:
-    """A stored episode and whether it was right; `kind` says whether it looked again."""
+    """A stored episode and whether it was right; `kind` says whether it looked again, or
+    tried to."""
 
     row: Mapping[str, Any]
     correct: bool
@@ -40,7 +41,10 @@ class Shown:
 
     @property
     def kind(self) -> str:
-        return "looked again" if self.row["zooms"] else "answered at once"
+        if self.row["zooms"]:
+            return "looked again"
+        refused = any(not call["ok"] for call in self.row["calls"])
+        return "look refused" if refused else "answered at once"
 
 
 def trajectory_cards(shown: Sequence[Shown], *, prefix: str) -> tuple[str, str]:

@@ -62,7 +62,7 @@ def draw_learning(figure: Figure, events: Sequence[Row], theme: Theme) -> None:
     right.set(title="Mean reward by part")
     for axes in (left, right):
         axes.set_xlabel("step")
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
 def _series(events: Sequence[Row], name: str, *, type: str = "step") -> list[tuple[int, float]]:

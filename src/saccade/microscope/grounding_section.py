@@ -343,13 +343,17 @@ def _scores(result: Data) -> str:
         for name, found in result["parts"][part].items()
     ]
     rows.append({**result, "part": "all", "name": ""})
-    columns = [
-        Column("targets", lambda r: text(r["part"]), is_text=True),
-        Column("", lambda r: text(r["name"]), is_text=True),
+    in_box = (
         Column("in box %", lambda r: percent(r["accuracy"]), lambda r: r["accuracy"]),
         Column("95% interval", _interval),
         Column("random %", lambda r: percent(r["random"], digits=2), lambda r: r["random"]),
-        Column("IoU >= 0.5 %", lambda r: percent(r["iou"]["share"]) if r["iou"] else ""),
+    )
+    overlap = (Column("IoU >= 0.5 %", lambda r: percent(r["iou"]["share"]) if r["iou"] else ""),)
+    columns = [
+        Column("targets", lambda r: text(r["part"]), is_text=True),
+        Column("", lambda r: text(r["name"]), is_text=True),
+        *(in_box if any(row["accuracy"] is not None for row in rows) else ()),
+        *(overlap if any(row["iou"] for row in rows) else ()),
         Column("looks again %", lambda r: percent(r["zoom_rate"]["share"])),
         Column("looks", lambda r: f"{r['looks']:.2f}", lambda r: r["looks"]),
         Column("kpixels", lambda r: f"{r['pixels'] / 1000:.1f}", lambda r: r["pixels"]),
