@@ -36,8 +36,8 @@ from tests.grounding_policy import resolved, settings, some_tasks, taught  # noq
 pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS = 4
 AGAIN = (
-    "grounding.grpo.reuse=2", "grounding.grpo.budget=0.5", "training.save_every=1",
-    "training.keep_checkpoints=9",
+    "grounding.grpo.reuse=2", "grounding.grpo.budget=0.5", "grounding.grpo.choice=5",
+    "training.save_every=1", "training.keep_checkpoints=9",
 )  # fmt: skip
 DEAR = (
     "grounding.reward.call=0.6", "grounding.reward.point=0", "grounding.grpo.filter=none",
@@ -245,7 +245,7 @@ def test_a_question_that_comes_twice_in_a_step_is_answered_by_other_seeds(policy
     assert [row["seed"] for row in halves.rows] == seeds
 
 
-@pytest.mark.parametrize("more", ["entropy=0", "entropy=0.1", "budget=0.3"])
+@pytest.mark.parametrize("more", ["entropy=0", "entropy=0.1", "budget=0.3", "choice=4"])
 def test_a_step_is_the_same_however_it_is_cut(more: str, policy: Path) -> None:
     words = "grounding.grpo.filter=none", f"grounding.grpo.{more}"
     whole = phase(policy, *words)
@@ -386,7 +386,8 @@ def train_in(policy: Path, folder: Path, overrides: Sequence[str]) -> RunDir:
 @pytest.mark.slow
 def test_two_processes_make_the_step_of_one(policy: Path, tmp_path: Path) -> None:
     same = ("lora.dropout=0", "grounding.grpo.filter=none", "grounding.grpo.entropy=0.01",
-            "grounding.grpo.budget=0.5", "training.steps=2", "training.learning_rate=3e-4",
+            "grounding.grpo.budget=0.5", "grounding.grpo.choice=5", "training.steps=2",
+            "training.learning_rate=3e-4",
             "training.eval_samples=2")  # fmt: skip
 
     def start(where: Path, *more: str, env: dict[str, str] | None = None) -> ForkedRun:
@@ -438,6 +439,32 @@ def test_the_price_of_a_look_stands_on_what_was_written_up_to_the_choice(policy:
         assert leans[0] == 0 or (leans[0] > 0) == (call in ids)
         assert not any(leans[marked:])
     assert (batch["leanings_RL"] > 0).any() and (batch["leanings_RL"] < 0).any()
+
+
+def test_the_weight_of_the_choice_adds_the_gradient_of_having_looked_or_not(policy: Path) -> None:
+    """Held against the whole distribution: log of the mark's probability, or of all the rest."""
+    made = phase(policy, "grounding.grpo.filter=none", "grounding.grpo.group=8",
+                 "grounding.grpo.temperature=0.8", "grounding.grpo.choice=3")  # fmt: skip
+    batch, settings, call = entered(made), made.settings, made.dialogue.call
+    stirred(made)  # new adapters have no effect yet, and half of them no gradient
+    made.model.eval()
+    learned = [one for one in made.model.parameters() if one.requires_grad]
+    chances_RLV = made.dialogue.logits(made.dialogue.states(batch)) / settings.temperature
+    chances_RLV = chances_RLV.softmax(-1)
+    worth = torch.zeros(())
+    for row, token in batch["deciding_RL"].nonzero().tolist():
+        calls = chances_RLV[row, token - 1, call]
+        called = int(batch["input_ids"][row, token]) == call
+        worth = worth + batch["advantages_RL"][row, token] * (calls if called else 1 - calls).log()
+    want = torch.autograd.grad(-3 * worth / (16 * settings.max_tokens), learned)
+    losses = []
+    for weight in (3.0, 0.0):
+        made.settings = settings.model_copy(update={"choice": weight})
+        losses.append(one_loss(made, batch)["loss"])
+    got = torch.autograd.grad(losses[0] - losses[1], learned)
+    assert any(bool(one.abs().max() > 1e-4) for one in want)
+    for mine, theirs in zip(got, want, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6, rtol=1e-3)
 
 
 def test_a_budget_keeps_looks_that_a_price_would_end(policy: Path, tmp_path: Path) -> None:

@@ -274,6 +274,7 @@ def test_our_loop_takes_its_episodes_from_trl_where_that_is_asked(tmp_path: Path
         (("grounding.tools=[zoom,wait]",), "offers zoom alone"),
         (("grounding.reward.confidence=0.1",), "TRL keeps"),
         (("grounding.grpo.budget=0.4",), "TRL pays"),
+        (("grounding.grpo.choice=2",), "TRL's loss does not have"),
     ],
 )
 def test_what_trl_cannot_do_is_refused(words: Sequence[str], match: str, tmp_path: Path) -> None:

@@ -312,6 +312,10 @@ def test_a_step_of_an_earlier_phase_is_dealt_out_to_parts_and_processes(
         (("grounding.tools=[zoom,wait]", "grounding.grpo.rollouts=trl"), "zoom alone"),
         (("data.train.loading_share=0.5",), "no tool waits"),
         (("grounding.zoom.calls=0", "grounding.grpo.budget=0.4"), "no zoom to spend it on"),
+        (
+            ("grounding.tools=[]", "grounding.grpo.budget=null", "grounding.grpo.choice=1"),
+            "no zoom to choose",
+        ),
     ],
 )
 def test_what_the_last_phase_refuses_is_refused_before_the_first(

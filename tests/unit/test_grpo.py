@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saccade.config.grounding import GrpoConfig
-from saccade.grounding.grpo import LookWorth, TokenLoss, advantages, grpo_loss, leanings
+from saccade.grounding.grpo import (
+    LookWorth,
+    TokenLoss,
+    advantages,
+    choice_log_probs,
+    grpo_loss,
+    leanings,
+)
 
 TOLERANCE = 1e-5
 ROWS, TOKENS, MOST = 4, 7, 12
@@ -260,6 +267,36 @@ def test_advantages_are_those_of_trls_trainer(tmp_path: Path) -> None:
         ).advantages
     ]
     assert any(mine) and made["advantages"].tolist() == pytest.approx(mine, abs=TOLERANCE)
+
+
+# the choice to look --------------------------------------------------------------------------
+
+
+def test_having_called_or_not_is_one_choice_between_two() -> None:
+    """Whatever else a token might have been: log p where it called, log(1 - p) where not."""
+    logits_TV = torch.randn(6, 9, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    call, chosen_T = 4, torch.tensor([4, 0, 4, 1, 2, 8])
+    log_probs_TV = logits_TV.log_softmax(-1)
+    found = choice_log_probs(log_probs_TV[:, call], called=chosen_T == call)
+    others = [one for one in range(9) if one != call]
+    want = torch.where(
+        chosen_T == call, log_probs_TV[:, call], log_probs_TV[:, others].logsumexp(-1)
+    )
+    assert torch.allclose(found, want, atol=1e-6)
+    mine, theirs = (torch.autograd.grad(one.sum(), logits_TV, retain_graph=True)[0]
+                    for one in (found, want))  # fmt: skip
+    assert torch.allclose(mine, theirs, atol=1e-6)
+    gaps_TV = mine[chosen_T != call][:, others] / mine[chosen_T != call][:, [call]]
+    assert bool((gaps_TV < 0).all()), "all that is no call gains together"
+
+
+@pytest.mark.parametrize("sure", [0.0, -1e-9, -1e9])
+def test_a_call_that_is_certain_or_impossible_leaves_numbers(sure: float) -> None:
+    mark = torch.full((2,), sure, requires_grad=True)
+    found = choice_log_probs(mark, called=torch.tensor([True, False]))
+    found.sum().backward()
+    assert bool(found.isfinite().all()) and mark.grad is not None
+    assert bool(mark.grad.isfinite().all())
 
 
 # the price of a look -------------------------------------------------------------------------

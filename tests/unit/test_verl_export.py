@@ -337,6 +337,7 @@ def test_a_group_is_left_out_where_nobody_was_right(experiment: Path) -> None:
     [
         ({"grounding": {"grpo": {"curiosity": 0.2}}}, "curiosity"),
         ({"grounding": {"grpo": {"budget": 0.4}}}, "grpo.budget=null"),
+        ({"grounding": {"grpo": {"choice": 3}}}, "grpo.choice=0"),
         ({"grounding": {"reward": {"confidence": 0.2}}}, "reward.stated=true"),
         ({"grounding": {"reward": {"tool": 0.2}}}, "reward.tool"),
         ({"grounding": {"selector": "relevance"}}, "selector"),
@@ -417,6 +418,7 @@ def test_the_verb_writes_a_folder_and_replaces_none(model: str, tmp_path: Path) 
         sys.executable, "-m", "saccade.cli", "export", "verl", "grounding", f"model.name={model}",
         "data.train.renderer=drawn", "data.eval.renderer=drawn", "data.train.screens=2",
         "training.batch_size=2", "training.eval_samples=2", "grounding.grpo.budget=null",
+        "grounding.grpo.choice=0",
         "--samples", "5", "--out", "made",
         "--json",
     ]  # fmt: skip

@@ -86,7 +86,7 @@ class WarmConfig(Node):
     """Peak learning rate."""
     zoom_share: Share = 0.5
     """Share of the demonstrations that zoom."""
-    lean: Share = 0.7
+    lean: Share = 0.0
     """How far that draw leans to zooming at hard targets and away from it at others: 0 = whatever
     the target's size, so that when to zoom is left to the last phase; 1 = decided by size (both at
     a `zoom_share` of 0.5)."""
@@ -132,6 +132,10 @@ class GrpoConfig(Node):
     groups on average, corrected by how far they are from the budget: how often to look is held
     there, and which questions get the looks is left to learn. `reward.call` hardly matters then.
     """
+    choice: NonNegative = 0.0
+    """Weight of the choice to look beside the tokens (each weighs 1): at each token up to the mark
+    that opens the first zoom, of having opened one or not, whatever else was written. Among some
+    twenty tokens of places the choice is one, and learned last."""
     easy_steps: Share = 0.0
     """Share of the steps over which hard targets come in one by one, easy ones first."""
     rollouts: Literal["shared", "plain", "trl"] = "shared"

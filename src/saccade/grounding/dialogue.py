@@ -319,18 +319,30 @@ class Dialogue:
 
         Of the distribution without what is `shut`, at `temperature`; 0 where nothing was written.
         """
+        return self.chances(batch, states=states, temperature=temperature)[:2]
+
+    def chances(
+        self,
+        batch: Mapping[str, Any],
+        *,
+        states: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `log_probs`, and the log-probability of the mark that opens a call, all [R, L]."""
         states_RLD = self.states(batch) if states is None else states
         labels_RL = batch["labels"].to(states_RLD.device)
         closed_RL = batch["closed_RL"].to(states_RLD.device)
         told_RL = labels_RL[:, 1:] != IGNORE_INDEX
         logits_TV = self.logits(states_RLD[:, :-1][told_RL], closed=closed_RL[:, 1:][told_RL])
-        chosen_T, entropy_T = measured(logits_TV / temperature, labels_RL[:, 1:][told_RL])
+        logits_TV = logits_TV / temperature
+        chosen_T, entropy_T = measured(logits_TV, labels_RL[:, 1:][told_RL])
+        call_T = logits_TV[:, self.call] - logits_TV.logsumexp(-1)
         place = torch.nn.functional.pad(told_RL, (1, 0))
         empty = torch.zeros(labels_RL.shape, device=states_RLD.device)
-        return (
-            empty.masked_scatter(place, chosen_T),
-            empty.clone().masked_scatter(place, entropy_T),
+        chosen_RL, entropy_RL, call_RL = (
+            empty.clone().masked_scatter(place, one) for one in (chosen_T, entropy_T, call_T)
         )
+        return chosen_RL, entropy_RL, call_RL
 
     def logits(self, states_TD: Tensor, *, closed: Tensor | None = None) -> Tensor:
         """Logits [T, V] in float32 with what cannot be written shut out.

@@ -20,6 +20,7 @@ from saccade.config.grounding import GrpoConfig
 
 SAME = 1e-6
 """Rewards of a group that differ by less are equal: nothing is learned from them."""
+NEAR = 1e-6
 PULL = 2.0
 """By how much a look grows dearer (in rewards) per share of the episodes above the budget."""
 
@@ -106,6 +107,16 @@ def leanings(looked: Sequence[bool]) -> list[float]:
     """Per episode of a group: whether it looked, minus the share that did."""
     mean = sum(looked) / len(looked)
     return [one - mean for one in looked]
+
+
+def choice_log_probs(call_log_probs: Tensor, *, called: Tensor) -> Tensor:
+    """Log-probability of calling, where a token opened a call, and of not calling elsewhere.
+
+    `call_log_probs` is that of the mark which opens a call. What else might have been written does
+    not matter: log(1 - p) is the sum over all of it.
+    """
+    sure = call_log_probs.clamp(max=-NEAR)  # log(1 - 1) has no gradient
+    return torch.where(called, call_log_probs, torch.log(-torch.expm1(sure)))
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,11 @@ def _refuse_for_groups(config: Config) -> None:
             f"grounding.grpo.budget={settings.grpo.budget:g}: there is no zoom to spend it on"
             "\n  fix: add zoom to grounding.tools, with grounding.zoom.calls=1 or more"
         )
+    if settings.grpo.choice and not zooms:
+        raise InputError(
+            f"grounding.grpo.choice={settings.grpo.choice:g}: there is no zoom to choose"
+            "\n  fix: grounding.grpo.choice=0"
+        )
     if settings.grpo.rollouts != "trl":
         return
     _need("trl", "grounding.grpo.rollouts=trl needs TRL")

@@ -324,6 +324,11 @@ def train_with_trl(
             "grounding.grpo.budget finds a price after a step's episodes are known, and TRL pays"
             " them before\n  fix: grounding.grpo.budget=null"
         )
+    if config.grounding.grpo.choice:
+        raise InputError(
+            "grounding.grpo.choice is a term that TRL's loss does not have"
+            "\n  fix: grounding.grpo.choice=0"
+        )
     if paid.confidence and not paid.stated:
         raise InputError(
             "grounding.reward.confidence is measured by the answer's probability, and TRL keeps"

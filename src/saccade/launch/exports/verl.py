@@ -126,6 +126,11 @@ def refuse_what_verl_cannot(config: Config) -> None:
             " episode at a time",
             "grounding.grpo.budget=null, which pays grounding.reward.call",
         ),
+        "choice": (
+            grounding.grpo.choice > 0,
+            "grounding.grpo.choice is a term that verl's loss does not have",
+            "grounding.grpo.choice=0",
+        ),
         "confidence": (
             grounding.reward.confidence > 0 and not grounding.reward.stated,
             "grounding.reward.confidence is measured by the answer's probability, which verl does"

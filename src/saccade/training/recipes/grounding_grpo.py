@@ -18,9 +18,8 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from saccade.data.sources import SampleSource
 from saccade.grounding.collapse import Detectors
 from saccade.grounding.dialogue import Dialogue
 from saccade.grounding.episodes import Episode, Task, task_of
-from saccade.grounding.grpo import LookWorth, grpo_loss, leanings
+from saccade.grounding.grpo import LookWorth, choice_log_probs, grpo_loss, leanings
 from saccade.grounding.rollouts import first_answers, roll
 from saccade.training import state
 from saccade.training.batches import SampleOrder, Share
@@ -47,9 +46,13 @@ from saccade.training.processes import everywhere
 from saccade.training.recipes.grounding_demos import drawn_window, shows_whole
 from saccade.training.recipes.grounding_episodes import FILE, EpisodeLog
 from saccade.training.recipes.grounding_learner import ToolLearner
-from saccade.training.recipes.grounding_order import Targets, held_out, open_for_training
+from saccade.training.recipes.grounding_order import (
+    FreshBatches,
+    Targets,
+    held_out,
+    open_for_training,
+)
 from saccade.training.recipes.grounding_paid import (
-    FREE,
     Group,
     Tally,
     episode_seeds,
@@ -224,33 +227,23 @@ class GrpoPhase:
         rows = kept or list(groups[:1])
         batch = self.dialogue.rows([one.episodes for one in rows])
         episodes = [episode for one in rows for episode in one.episodes]
-        leans = [lean for one in rows for lean in self._leanings(one)]
+        open_for = [mask for one in rows for mask in one.deciding(self.dialogue.call)]
         gain_E = torch.tensor([a for one in rows for a in one.judged.advantages])
+        lean_E = torch.tensor([lean for one in rows for lean in leanings(one.looked)])
         worths = [one.look_worth(taught=t) for one, t in zip(groups, teach, strict=True)]
         learned_E = torch.tensor([bool(kept) and one for row in rows for one in row.learned])
         episode_RL = batch["episode_RL"]
         written_RL = (batch["labels"] != -100) & (episode_RL >= 0)
         at_RL = episode_RL.clamp(min=0)
+        deciding_RL = per_token(batch, episodes, open_for).bool()
         return batch | {
             "advantages_RL": gain_E[at_RL] * written_RL,
-            "leanings_RL": per_token(batch, episodes, leans),
+            "leanings_RL": lean_E[at_RL] * deciding_RL,
+            "deciding_RL": deciding_RL,
             "look_worth": list(astuple(sum(worths, LookWorth()))),
             "learned_RL": learned_E[at_RL] & written_RL,
             "sampled_RL": per_token(batch, episodes, [one.log_probs for one in episodes]),
         }
-
-    def _leanings(self, group: Group) -> list[Tensor]:
-        """Per token of each episode, whether it looked minus the share of its group that did.
-
-        Only up to the mark that opens its first zoom: what is written later does not change what
-        was chosen, and a price there would be noise.
-        """
-        leans = []
-        for episode, lean in zip(group.episodes, leanings(group.looked), strict=True):
-            free = sum(1 for _ in takewhile(lambda one: one.name in FREE, episode.screen.calls))
-            opens = ((episode.ids == self.dialogue.call) & episode.written).long()
-            leans.append(lean * (opens.cumsum(0) - opens <= free))
-        return leans
 
     # loss ----------------------------------------------------------------------------------------
 
@@ -259,7 +252,7 @@ class GrpoPhase:
             batch = self._measured(batch)
         settings, training = self.settings, self.config.training
         states_RLD = self.dialogue.states(batch)
-        new_RL, entropy_RL = self.dialogue.log_probs(
+        new_RL, entropy_RL, call_RL = self.dialogue.chances(
             batch, states=states_RLD, temperature=settings.temperature
         )
         kept = self.buffer.get(batch.get("micro", UNSEEN), {})
@@ -272,11 +265,12 @@ class GrpoPhase:
                 plain_RL, _ = self.dialogue.log_probs(batch, states=states_RLD)
         learned_RL = batch["learned_RL"].to(new_RL.device)
         own = training.batch_size * training.accumulation * settings.group
+        normaliser = own * settings.max_tokens
         price = self._price(batch)
         gain_RL = batch["advantages_RL"] - price * batch["leanings_RL"]
         found = grpo_loss(
             new_RL, old=old_RL.to(new_RL.device), advantages=gain_RL.to(new_RL),
-            mask=learned_RL, normaliser=own * settings.max_tokens, config=settings,
+            mask=learned_RL, normaliser=normaliser, config=settings,
             reference=kept["before_RL"].to(new_RL) if settings.beta else None,
             entropies=entropy_RL, entropy_normaliser=self._learned_tokens(learned_RL),
         )  # fmt: skip
@@ -295,7 +289,33 @@ class GrpoPhase:
             **batch["seen"],
         }
         mean = (denominator / written).double()
-        return {"loss": found.total, **{name: value * mean for name, value in seen.items()}}
+        choice = self._choice(batch, call_RL, gain_RL, normaliser=normaliser, kept=kept)
+        return {
+            "loss": found.total + choice,
+            **{name: value * mean for name, value in seen.items()},
+        }
+
+    def _choice(
+        self,
+        batch: Mapping[str, Any],
+        call_RL: Tensor,
+        gain_RL: Tensor,
+        *,
+        normaliser: float,
+        kept: dict[str, Any],
+    ) -> Tensor | float:
+        """The loss of having looked or not, apart from what was written."""
+        if not self.settings.choice:
+            return 0.0
+        called_RL = (batch["input_ids"] == self.dialogue.call).to(call_RL.device)
+        chosen_RL = choice_log_probs(call_RL, called=called_RL)
+        old_RL = kept.setdefault("old_choice_RL", chosen_RL.detach())
+        plain = self.settings.model_copy(update={"beta": 0.0, "entropy": 0.0})
+        open_RL = (batch["learned_RL"] & batch["deciding_RL"]).to(call_RL.device)
+        return self.settings.choice * grpo_loss(
+            chosen_RL, old=old_RL.to(chosen_RL), advantages=gain_RL.to(chosen_RL), mask=open_RL,
+            normaliser=normaliser, config=plain,
+        ).total  # fmt: skip
 
     def prepare_step(self, batches: Sequence[Mapping[str, Any]]) -> None:
         """Add up a step in several parts: entropy is a mean over all its learned tokens, and one
@@ -321,7 +341,7 @@ class GrpoPhase:
         written_RL = rows["labels"] != -100
         return rows | {
             "advantages_RL": written_RL.float(), "learned_RL": written_RL,
-            "leanings_RL": written_RL.float(), "look_worth": [0.0] * 4,
+            "leanings_RL": written_RL.float(), "deciding_RL": written_RL, "look_worth": [0.0] * 4,
             "sampled_RL": written_RL.float(), "seen": {},
         }  # fmt: skip
 
@@ -418,35 +438,6 @@ class GrpoPhase:
         """Write the adapter and the merged model; a policy that has collapsed is not handed on."""
         self.detectors.stop(step=self.config.training.steps, saved=self._saved())
         self.learner.save(run)
-
-
-class FreshBatches(Sampler[list[int]]):
-    """Questions for each step that samples episodes, nothing for the steps that use them again."""
-
-    def __init__(
-        self,
-        order: SampleOrder,
-        *,
-        share: Share,
-        steps: int,
-        first_step: Callable[[], int],
-        reuse: int,
-    ) -> None:
-        self.order, self.share, self.steps = order, share, steps
-        self.first_step, self.reuse = first_step, reuse
-
-    def __len__(self) -> int:
-        return self.steps * self.share.accumulation
-
-    def __iter__(self) -> Iterator[list[int]]:
-        share = self.share
-        for step in range(self.first_step(), self.steps):
-            round_, again = divmod(step, self.reuse)
-            start = round_ * share.samples_per_step
-            start += share.rank * share.accumulation * share.batch_size
-            for micro in range(share.accumulation):
-                first = start + micro * share.batch_size
-                yield [] if again else self.order.take(first, share.batch_size)
 
 
 def per_token(

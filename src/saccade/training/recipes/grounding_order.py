@@ -11,13 +11,14 @@ first. Left out: what is learned.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import Sampler
 
 from saccade.config.errors import InputError
 from saccade.config.schema import Config
@@ -25,6 +26,7 @@ from saccade.data.boxes import Box
 from saccade.data.samples import DataError, ImageRef, Sample
 from saccade.data.sources import SampleSource, leave_out_broken, open_source
 from saccade.grounding.episodes import Task, task_of, tasks_of
+from saccade.training.batches import SampleOrder, Share
 
 log = logging.getLogger(__name__)
 
@@ -167,3 +169,32 @@ def _area(source: SampleSource, position: int) -> float:
         return 0.0
     box = sample.facts.get("box")
     return Box(*box).area if box is not None else 0.0
+
+
+class FreshBatches(Sampler[list[int]]):
+    """Questions for each step that samples episodes, nothing for the steps that use them again."""
+
+    def __init__(
+        self,
+        order: SampleOrder,
+        *,
+        share: Share,
+        steps: int,
+        first_step: Callable[[], int],
+        reuse: int,
+    ) -> None:
+        self.order, self.share, self.steps = order, share, steps
+        self.first_step, self.reuse = first_step, reuse
+
+    def __len__(self) -> int:
+        return self.steps * self.share.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        share = self.share
+        for step in range(self.first_step(), self.steps):
+            round_, again = divmod(step, self.reuse)
+            start = round_ * share.samples_per_step
+            start += share.rank * share.accumulation * share.batch_size
+            for micro in range(share.accumulation):
+                first = start + micro * share.batch_size
+                yield [] if again else self.order.take(first, share.batch_size)

@@ -11,8 +11,11 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from statistics import pstdev
 from typing import Any
+
+from torch import Tensor
 
 from saccade.config.grounding import GroundingConfig
 from saccade.grounding.collapse import Seen
@@ -48,6 +51,16 @@ class Group:
     def looked(self) -> list[bool]:
         """Which episodes called for a zoom, in vain or not."""
         return [any(call.name not in FREE for call in e.screen.calls) for e in self.episodes]
+
+    def deciding(self, call: int) -> list[Tensor]:
+        """Per token of each episode: whether to look was still open, up to the mark (token `call`)
+        that opens its first zoom. What is written later does not change what was chosen."""
+        found = []
+        for episode in self.episodes:
+            free = sum(1 for _ in takewhile(lambda one: one.name in FREE, episode.screen.calls))
+            opens = ((episode.ids == call) & episode.written).long()
+            found.append((opens.cumsum(0) - opens <= free).float())
+        return found
 
     def look_worth(self, *, taught: bool) -> LookWorth:
         """What looking brought, where the group is `taught`; how many looked."""
