@@ -37,7 +37,7 @@ def resolved(*overrides: str) -> Resolved:
             "model.device=cpu", "grounding.zoom.calls=2", "grounding.grpo.max_tokens=120",
             "data.train.screens=1", "data.train.targets=2", "model.max_pixels=3072",
             "grounding.zoom.pixels=3072", "grounding.grpo.temperature=1",
-            "grounding.grpo.budget=null", "grounding.grpo.choice=0", *overrides,
+            "grounding.grpo.budget=null", *overrides,
         ],
     )  # fmt: skip
 

@@ -159,7 +159,7 @@ def verl(
     Everything is checked that can be without verl; nothing is trained here. Examples:
 
     - `saccade export verl grounding-24gb grounding.grpo.curiosity=0 --out my-verl`
-    - `saccade export verl grounding grounding.grpo.budget=null grounding.grpo.choice=0 --samples 500`
+    - `saccade export verl grounding grounding.grpo.budget=null --samples 500`
     - `saccade export verl --config runs/my-24gb/config.yaml grounding.grpo.group=16`
     """
     from saccade.cli_inputs import pixel_rules, resolve_words, split_words

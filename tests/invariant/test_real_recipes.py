@@ -41,7 +41,7 @@ RECIPES = (
     "smoke/recursion recursion.q_halting.enabled=true recursion.cheap.enabled=true",
     "smoke/grounding grounding.phase=places",
     "smoke/grounding grounding.phase=warm grounding.places.steps=0",
-    "smoke/grounding grounding.places.steps=0 grounding.warm.steps=0",
+    "smoke/grounding grounding.places.steps=0 grounding.warm.steps=0 grounding.grpo.choice=5",
 )
 COMMON = (
     "training.threads=1",

@@ -418,7 +418,6 @@ def test_the_verb_writes_a_folder_and_replaces_none(model: str, tmp_path: Path) 
         sys.executable, "-m", "saccade.cli", "export", "verl", "grounding", f"model.name={model}",
         "data.train.renderer=drawn", "data.eval.renderer=drawn", "data.train.screens=2",
         "training.batch_size=2", "training.eval_samples=2", "grounding.grpo.budget=null",
-        "grounding.grpo.choice=0",
         "--samples", "5", "--out", "made",
         "--json",
     ]  # fmt: skip

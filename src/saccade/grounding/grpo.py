@@ -21,6 +21,7 @@ from saccade.config.grounding import GrpoConfig
 SAME = 1e-6
 """Rewards of a group that differ by less are equal: nothing is learned from them."""
 NEAR = 1e-6
+"""Nearest to 0 that a log-probability of calling comes: that of not calling stays finite."""
 PULL = 2.0
 """By how much a look grows dearer (in rewards) per share of the episodes above the budget."""
 
@@ -115,7 +116,7 @@ def choice_log_probs(call_log_probs: Tensor, *, called: Tensor) -> Tensor:
     `call_log_probs` is that of the mark which opens a call. What else might have been written does
     not matter: log(1 - p) is the sum over all of it.
     """
-    sure = call_log_probs.clamp(max=-NEAR)  # log(1 - 1) has no gradient
+    sure = call_log_probs.clamp(max=-NEAR)
     return torch.where(called, call_log_probs, torch.log(-torch.expm1(sure)))
 
 
