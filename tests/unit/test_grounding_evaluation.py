@@ -30,7 +30,7 @@ from saccade.evaluation.grounding import (
     row_of_episode,
     screens_name,
 )
-from saccade.evaluation.grounding_arms import Rolled, compare_arms
+from saccade.evaluation.grounding_arms import Rolled, compare_arms, gates_of
 from saccade.evaluation.grounding_compare import Rollouts, episodes_key, small_side, two_sources
 from saccade.evaluation.grounding_rows import Scored, chance_near, scored, summarise
 from saccade.evaluation.load import no_progress
@@ -459,3 +459,22 @@ def test_what_boxes_mean_can_be_said_of_a_folder(run: RunDir, tmp_path: Path) ->
     evaluate_run(run, screens=place, boxes="xyxy")
     first = read_rows(run.path / "screens" / "corners.jsonl")[0]
     assert first["target_box"] == pytest.approx([0.75, 0.6, 0.95, 0.9])
+
+
+def test_a_box_among_points_is_a_slip_and_no_other_kind_of_answer() -> None:
+    def pointed(made: Rolled, *, slips: bool) -> Rolled:
+        def point(one: Scored, number: int) -> Scored:
+            return one if slips and number == 0 else replace(one, box=None, answer_side=None)
+
+        return replace(
+            made, never=[point(one, n) for n, one in enumerate(made.never)],
+            sampled=[[point(one, n) for n, one in enumerate(group)] for group in made.sampled],
+        )  # fmt: skip
+
+    plain, slipped = (gates_of(pointed(rolled(0), slips=slips), pointed(rolled(1), slips=slips))
+                      for slips in (False, True))  # fmt: skip
+    names = ["dispersion", "dispersion_plain", "confidence"]
+    assert [one.name for one in plain] == [one.name for one in slipped] == names
+    for mine, theirs in zip(plain, slipped, strict=True):
+        assert np.allclose(mine.test_N, theirs.test_N)
+    assert [one.name for one in gates_of(rolled(0), rolled(1))] == [*names, "size"]

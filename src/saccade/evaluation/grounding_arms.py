@@ -13,7 +13,7 @@ Shapes: N targets.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -167,7 +167,7 @@ def gates_of(test: Rolled, validation: Rolled) -> list[Gate]:
         Gate("dispersion_plain", *agreement, extra_N=(passes - 1) * first_N),
         Gate("confidence", _sure(validation, _trust), _sure(test, _trust)),
     ]
-    if any(one.answer_side is not None for one in (*validation.never, *test.never)):
+    if _mostly(one.answer_side is not None for one in (*validation.never, *test.never)):
         gates.append(Gate("size", _sure(validation, _answer_side), _sure(test, _answer_side)))
     return gates
 
@@ -178,12 +178,21 @@ def _sure(rolled: Rolled, of: Callable[[Scored, Sequence[Scored]], float]) -> np
 
 
 def _agreement(one: Scored, samples: Sequence[Scored]) -> float:
-    """UI-Zoomer's score; where answers are points, their nearness stands for the overlap."""
+    """UI-Zoomer's score; where answers are points, their nearness stands for the overlap.
+
+    A box among points, or a point among boxes, is a slip of the pen and not the kind of answer.
+    """
     log_probs = [math.log(s.confidence) if s.confidence else -math.inf for s in samples]
-    if any(s.box for s in samples) or not any(s.point for s in samples):
+    placed = [s for s in samples if s.point]
+    if not placed or _mostly(s.box is not None for s in placed):
         return zoomer_score([s.box for s in samples], log_probs)
     near = point_agreement([s.point for s in samples], scale=POINT_SCALE)
     return near + mean_probability(log_probs)
+
+
+def _mostly(kinds: Iterable[bool]) -> bool:
+    found = list(kinds)
+    return 2 * sum(found) > len(found)
 
 
 def _trust(one: Scored, samples: Sequence[Scored]) -> float:
