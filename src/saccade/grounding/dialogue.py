@@ -334,13 +334,13 @@ class Dialogue:
         closed_RL = batch["closed_RL"].to(states_RLD.device)
         told_RL = labels_RL[:, 1:] != IGNORE_INDEX
         logits_TV = self.logits(states_RLD[:, :-1][told_RL], closed=closed_RL[:, 1:][told_RL])
-        logits_TV = logits_TV / temperature
-        chosen_T, entropy_T = measured(logits_TV, labels_RL[:, 1:][told_RL])
-        call_T = logits_TV[:, self.call] - logits_TV.logsumexp(-1)
+        log_probs_TV = (logits_TV / temperature).log_softmax(-1)
+        chosen_T, entropy_T = measured(log_probs_TV, labels_RL[:, 1:][told_RL])
         place = torch.nn.functional.pad(told_RL, (1, 0))
         empty = torch.zeros(labels_RL.shape, device=states_RLD.device)
         chosen_RL, entropy_RL, call_RL = (
-            empty.clone().masked_scatter(place, one) for one in (chosen_T, entropy_T, call_T)
+            empty.masked_scatter(place, one)
+            for one in (chosen_T, entropy_T, log_probs_TV[:, self.call])
         )
         return chosen_RL, entropy_RL, call_RL
 
@@ -487,9 +487,8 @@ NEVER = -1e30
 """A logit far below any other, yet finite: its product with a probability of 0 is 0."""
 
 
-def measured(logits_TV: Tensor, chosen_T: Tensor) -> tuple[Tensor, Tensor]:
+def measured(log_probs_TV: Tensor, chosen_T: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of the chosen tokens and the entropy of the distributions, both [T]."""
-    log_probs_TV = logits_TV.log_softmax(-1)
     entropy_T = -(log_probs_TV.exp() * log_probs_TV).sum(-1)
     return log_probs_TV.gather(1, chosen_T[:, None])[:, 0], entropy_T
 

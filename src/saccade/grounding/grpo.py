@@ -5,7 +5,8 @@ log-probabilities, advantages and masks of any shape flow in and become one loss
 logging. The formulas are those of TRL's GRPOTrainer (1.16, `loss_type="dr_grpo"`,
 `scale_rewards="none"`): reward minus the group's mean, never divided by a spread, and a sum over
 tokens divided by a constant, so that neither a group of nearly equal rewards nor a long episode
-speaks louder. The price is our own. Left out: models, sampling, rewards.
+speaks louder. The price, and the choice as a log-probability of its own, are ours. Left out:
+models, sampling, rewards.
 """
 
 from __future__ import annotations

@@ -238,7 +238,7 @@ class _Stage:
         """Choose everybody's next token [N]; those who have ended choose for nothing."""
         count_N = self.count_N[rows.who_N].clamp_max(self.most - 1)
         token_N = self._choose(rows.logits_NV, who_N=rows.who_N, count_N=count_N)
-        log_prob_N, entropy_N = measured(rows.logits_NV, token_N)
+        log_prob_N, entropy_N = measured(rows.logits_NV.log_softmax(-1), token_N)
         here = rows.who_N[active_N], count_N[active_N]
         self.ids_NT[here] = token_N[active_N]
         self.log_probs_NT[here] = log_prob_N[active_N]

@@ -343,17 +343,13 @@ def _scores(result: Data) -> str:
         for name, found in result["parts"][part].items()
     ]
     rows.append({**result, "part": "all", "name": ""})
-    in_box = (
-        Column("in box %", lambda r: percent(r["accuracy"]), lambda r: r["accuracy"]),
-        Column("95% interval", _interval),
-        Column("random %", lambda r: percent(r["random"], digits=2), lambda r: r["random"]),
-    )
-    overlap = (Column("IoU >= 0.5 %", lambda r: percent(r["iou"]["share"]) if r["iou"] else ""),)
     columns = [
         Column("targets", lambda r: text(r["part"]), is_text=True),
         Column("", lambda r: text(r["name"]), is_text=True),
-        *(in_box if any(row["accuracy"] is not None for row in rows) else ()),
-        *(overlap if any(row["iou"] for row in rows) else ()),
+        Column("in box %", lambda r: percent(r["accuracy"]), lambda r: r["accuracy"]),
+        Column("95% interval", _interval),
+        Column("random %", lambda r: percent(r["random"], digits=2), lambda r: r["random"]),
+        Column("IoU >= 0.5 %", lambda r: percent(r["iou"]["share"]) if r["iou"] else ""),
         Column("looks again %", lambda r: percent(r["zoom_rate"]["share"])),
         Column("looks", lambda r: f"{r['looks']:.2f}", lambda r: r["looks"]),
         Column("kpixels", lambda r: f"{r['pixels'] / 1000:.1f}", lambda r: r["pixels"]),
@@ -362,7 +358,8 @@ def _scores(result: Data) -> str:
         Column("targets", lambda r: str(r["samples"]), lambda r: r["samples"]),
     ]
     inner = table(
-        columns, rows, row_class=lambda r: "trained" if r["part"] == "all" else "",
+        [one for one in columns if any(one.show(row) for row in rows)], rows,
+        row_class=lambda r: "trained" if r["part"] == "all" else "",
         caption="Accuracy by platform, element and size",
     )  # fmt: skip
     return inner + _note(notes(result))
@@ -388,8 +385,8 @@ def _samples(page: GroundingPage, *, seed: int) -> tuple[str, str]:
     right, right_rules = trajectory_cards(page.right, prefix="gr")
     wrong, wrong_rules = trajectory_cards(page.wrong, prefix="gw")
     body = (
-        f'<p class="muted">Drawn by seed {seed} from the scored episodes, those that looked again'
-        " and those that did not in turn; nobody picked them.</p>"
+        f'<p class="muted">Drawn by seed {seed} from the scored episodes, in turn those that'
+        " looked again, that did not, and whose look was refused; nobody picked them.</p>"
         + (f"<h3>Right</h3>{right}" if page.right else "")
         + (f"<h3>Wrong</h3>{wrong}" if page.wrong else "")
     )

@@ -235,7 +235,7 @@ class GrpoPhase:
         episode_RL = batch["episode_RL"]
         written_RL = (batch["labels"] != -100) & (episode_RL >= 0)
         at_RL = episode_RL.clamp(min=0)
-        deciding_RL = per_token(batch, episodes, open_for).bool()
+        deciding_RL = per_token(batch, episodes, open_for)
         return batch | {
             "advantages_RL": gain_E[at_RL] * written_RL,
             "leanings_RL": lean_E[at_RL] * deciding_RL,
@@ -310,7 +310,7 @@ class GrpoPhase:
         called_RL = (batch["input_ids"] == self.dialogue.call).to(call_RL.device)
         chosen_RL = choice_log_probs(call_RL, called=called_RL)
         old_RL = kept.setdefault("old_choice_RL", chosen_RL.detach())
-        plain = self.settings.model_copy(update={"beta": 0.0, "entropy": 0.0})
+        plain = self.settings.model_copy(update={"beta": 0.0})
         open_RL = (batch["learned_RL"] & batch["deciding_RL"]).to(call_RL.device)
         return self.settings.choice * grpo_loss(
             chosen_RL, old=old_RL.to(chosen_RL), advantages=gain_RL.to(chosen_RL), mask=open_RL,
@@ -448,7 +448,7 @@ def per_token(
     `values` has one number for each of the episode's `ids`.
     """
     episode_RL, written_RL = batch["episode_RL"], batch["labels"] != -100
-    values_RL = torch.zeros(episode_RL.shape)
+    values_RL = torch.zeros(episode_RL.shape, dtype=values[0].dtype)
     for number, (episode, value) in enumerate(zip(episodes, values, strict=True)):
         values_RL[(episode_RL == number) & written_RL] = value[episode.written]
     return values_RL

@@ -59,7 +59,7 @@ class Group:
         for episode in self.episodes:
             free = sum(1 for _ in takewhile(lambda one: one.name in FREE, episode.screen.calls))
             opens = ((episode.ids == call) & episode.written).long()
-            found.append((opens.cumsum(0) - opens <= free).float())
+            found.append(opens.cumsum(0) - opens <= free)
         return found
 
     def look_worth(self, *, taught: bool) -> LookWorth:
